@@ -1,0 +1,140 @@
+import type { Redis, RedisOptions } from 'ioredis'
+import { SseError } from '../errors.ts'
+
+/** ioredis's class, as far as versions 5 and 6 agree on it. */
+export interface RedisClass {
+  new (options: RedisOptions): Redis
+  new (url: string, options: RedisOptions): Redis
+}
+
+/** Gives what `import('ioredis')` gives. */
+export type Load = () => Promise<{ Redis: unknown }>
+
+/** Where Redis is: a URL, or whatever ioredis takes. */
+export type Server = string | RedisOptions | undefined
+
+// From the beginning of a connection to the end of its handshake.
+const OPEN_TIMEOUT = 5_000
+const SENTINEL_ROLE = 'master'
+
+const OVERRIDES = {
+  retryStrategy: () => null,
+  sentinelRetryStrategy: () => null,
+  maxRetriesPerRequest: null,
+  enableOfflineQueue: false,
+  lazyConnect: true,
+  autoResendUnfulfilledCommands: false,
+  enableAutoPipelining: false,
+  reconnectOnError: null,
+  // It asks for INFO, prints a warning where that is not allowed, and has a timer that outlives the connection.
+  enableReadyCheck: false,
+  connectTimeout: OPEN_TIMEOUT,
+  // These would end a read that waits for the next event.
+  commandTimeout: undefined,
+  socketTimeout: undefined,
+  blockingTimeout: undefined,
+  monitor: false,
+  readOnly: false,
+  replyMapping: 'legacy',
+  // It would be part of some keys' slot and not of others'; `prefix` is for this.
+  keyPrefix: '',
+}
+
+/** Loads ioredis. Rejects with an `SseError` that says what to install. */
+export const loadRedis = async (load: Load = async () => import('ioredis')): Promise<RedisClass> => {
+  try {
+    return (await load()).Redis as RedisClass
+  } catch (cause) {
+    throw new SseError('ERR_SSE_BROKER_UNAVAILABLE', 'koa-sse/redis needs ioredis, version 5 or 6: npm install ioredis', { cause })
+  }
+}
+
+/** Whether Redis itself answered with an error, and the connection is well. */
+export const isReply = (error: unknown): error is Error => error instanceof Error && error.name === 'ReplyError'
+
+/**
+ * One connection to Redis, used once: it is never made again behind our back, and nothing is sent again by it. Whatever goes
+ * wrong with it ends it, and everything under way rejects.
+ *
+ * ioredis's own ways of going on lose or double commands: an XADD whose reply was lost is sent twice by default, never settles
+ * without `autoResendUnfulfilledCommands`, and a half-open link looks like an idle stream to `blockingTimeout`.
+ */
+export class Connection {
+  readonly redis: Redis
+  readonly #checkRole: boolean
+  #error: unknown
+  #over = false
+  #ended!: () => void
+  /** Resolves when it is over. */
+  readonly ended: Promise<void> = new Promise(resolve => (this.#ended = resolve))
+
+  constructor(Redis: RedisClass, server: Server) {
+    this.redis =
+      typeof server === 'object'
+        ? new Redis({ ...server, ...OVERRIDES } as RedisOptions)
+        : new Redis(server ?? 'redis://localhost:6379', OVERRIDES as RedisOptions)
+    // Without a listener ioredis prints; and what it says at the end is less than what it said here.
+    this.redis.on('error', error => (this.#error = error))
+    this.redis.once('end', () => {
+      this.#over = true
+      this.#ended()
+    })
+    this.#checkRole = typeof server === 'object' && server.sentinels != null
+  }
+
+  get over(): boolean {
+    return this.#over
+  }
+
+  /** Why it is over, as far as anybody said. */
+  get error(): unknown {
+    return this.#error ?? new Error('The connection to Redis was closed')
+  }
+
+  /** Connects. Rejects with the cause, after 5 s at the latest. */
+  async open(): Promise<this> {
+    await this.within(OPEN_TIMEOUT, async () => {
+      await this.redis.connect()
+      if (!this.#checkRole) return
+      // A Sentinel may name a master that is one no more.
+      const [role] = (await this.redis.call('ROLE')) as [string]
+      if (role !== SENTINEL_ROLE) throw new Error(`The server that the Sentinels name is a ${role}`)
+    })
+    return this
+  }
+
+  /** Does `work` with the connection, which is over if that takes longer than `ms`. */
+  async within<T>(ms: number, work: () => Promise<T>): Promise<T> {
+    const timer = setTimeout(() => {
+      this.kill(new Error(`Redis did not answer within ${ms} ms`))
+    }, ms)
+    try {
+      return await work()
+    } catch (error) {
+      throw isReply(error) ? error : (this.#error ?? error)
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  /** Ends it at once. What is not on its way yet is not sent any more. */
+  kill(error?: unknown): void {
+    if (this.#over) return
+    this.#over = true
+    this.#error ??= error
+    const { stream } = this.redis as { stream?: Redis['stream'] }
+    // Before disconnect(), whose end() would send what is left as soon as the link heals, which may be minutes later.
+    if (stream !== undefined) cut(stream)
+    this.redis.disconnect()
+  }
+}
+
+const cut = (stream: Redis['stream']): void => {
+  try {
+    // A socket that is still connecting would wait for that first; one that shuts down is never let go by Node 20.
+    if (!stream.connecting && !stream.writableEnded) return void stream.resetAndDestroy()
+  } catch {
+    // TLS and Unix sockets know no reset.
+  }
+  stream.destroy()
+}

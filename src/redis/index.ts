@@ -1,0 +1,1 @@
+export { RedisBroker, type RedisBrokerOptions, type RedisBrokerStats } from './redis-broker.ts'

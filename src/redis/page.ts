@@ -1,0 +1,98 @@
+import type { Connection } from './connection.ts'
+import { redisIdOf, same, type Cursor } from './cursor.ts'
+import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
+
+/** Entries read at once, beside the one that proves the page. */
+export const PAGE = 1_000
+// How long a read may take.
+const REPLY_TIMEOUT = 5_000
+// What the hub gets at start, at most: its own window is no larger by default.
+const WINDOW = 10_000
+// Read backwards at start, at most.
+const MOST = 200_000
+
+/** Reads so many entries that follow another, at most. Undefined: that one is not there. */
+export type PageReader = (connection: Connection, key: string, after: Cursor, count: number) => Promise<LogEntry[] | undefined>
+
+/**
+ * Reads from the entry on, that one included; only if it comes first, the same by id and by tag, is the rest what follows it. A
+ * read that is not anchored so cannot tell a log that went on from one that was wiped and begun anew.
+ */
+export const readPage: PageReader = async (connection, key, after, count) => {
+  const raw = await range(connection, 'XRANGE', key, redisIdOf(after), '+', count + 1)
+  const [first, ...rest] = raw.map(decode)
+  return first !== undefined && same(first.cursor, after) ? rest : undefined
+}
+
+/** Entries, unproved. */
+export const range = async (
+  connection: Connection,
+  command: 'XRANGE' | 'XREVRANGE',
+  key: string,
+  from: string,
+  to: string,
+  count: number,
+): Promise<RawEntry[]> =>
+  connection.within(REPLY_TIMEOUT, async () => connection.redis.call(command, key, from, to, 'COUNT', count) as Promise<RawEntry[]>)
+
+/** The end of the log, without a gap. */
+export interface Tail {
+  /** Oldest first, at least one. Those before `floor` have lost their events. */
+  readonly entries: readonly LogEntry[]
+  /** The index of the first of which it is known whether it is a copy. */
+  readonly known: number
+  /** The index of the one that the hub's window may stand on. */
+  readonly floor: number
+}
+
+const stripped = (entry: LogEntry): LogEntry => ({ ...entry, event: undefined })
+
+/**
+ * Reads the end of the log: what fills a hub's window, and so many milliseconds before it, whose messages tell which of those in the
+ * window are copies. An empty log gets an entry first: a position always names one that is there.
+ */
+export const readTail = async (connection: Connection, key: string, lookBack: number, nextId: () => MessageId): Promise<Tail> => {
+  const entries: LogEntry[] = []
+  let whole = false
+  for (let end = '+'; entries.length < MOST; end = `(${redisIdOf(entries.at(-1)!.cursor)}`) {
+    const page = await range(connection, 'XREVRANGE', key, end, '-', PAGE)
+    for (const raw of page) entries.push(entries.length <= WINDOW ? decode(raw) : stripped(decode(raw)))
+    if (entries.length === 0) {
+      await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('XADD', key, '*', ...encodeFields(nextId(), { begin: true })))
+      return readTail(connection, key, lookBack, nextId)
+    }
+    whole = page.length < PAGE
+    if (whole || (entries.length > WINDOW && entries[WINDOW]!.cursor.ms - entries.at(-1)!.cursor.ms > lookBack)) break
+  }
+  entries.reverse()
+  const last = entries.length - 1
+  const learned = entries[0]!.cursor.ms + lookBack
+  const enough = whole ? 0 : entries.findIndex(entry => entry.cursor.ms > learned)
+  // A burst that is longer than all of that: the window begins empty.
+  const known = enough === -1 ? last : enough
+  return { entries, known, floor: Math.max(known, last - WINDOW) }
+}
+
+/** Whether the log has let go of entries on its own account. Redis before 7 does not say. */
+export const isTrimmed = async (connection: Connection, key: string): Promise<boolean> => {
+  const info = await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('XINFO', 'STREAM', key))
+  // By turns with RESP2, and with RESP3 where the client maps it so.
+  const flat: unknown[] = Array.isArray(info) ? info : Object.entries(info as object).flat()
+  const figure = (name: string): number => Number(flat[flat.indexOf(name) + 1])
+  return flat.includes('entries-added') && figure('entries-added') > figure('length')
+}
+
+/** The server's clock, in milliseconds. */
+export const serverTime = async (connection: Connection): Promise<number> => {
+  const [seconds, micros] = (await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('TIME'))) as [string, string]
+  return Number(seconds) * 1_000 + Math.floor(Number(micros) / 1_000)
+}
+
+/** What is wrong with how the server makes room, if anything. */
+export const evictionFault = async (connection: Connection): Promise<string | undefined> => {
+  const info = (await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('INFO', 'memory'))) as string
+  const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1]
+  const most = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0)
+  if (most === 0 || policy?.startsWith('allkeys') !== true) return undefined
+  return `Redis may evict the log: its maxmemory-policy is ${policy}; set it to noeviction or to one of volatile-*`
+}

@@ -1,0 +1,249 @@
+import { setTimeout } from 'node:timers/promises'
+import type { BrokerSink } from '../broker.ts'
+import type { Connection } from './connection.ts'
+import { compare, formatCursor, parseCursor, redisIdOf, type Cursor } from './cursor.ts'
+import type { LogEntry, MessageId } from './entry.ts'
+import type { Link } from './link.ts'
+import { isTrimmed, PAGE, readTail, serverTime, type PageReader } from './page.ts'
+import { Seen } from './seen.ts'
+
+// Milliseconds between two rounds, at least.
+const CLOSE = 1
+// How much longer than it was told the bell may take.
+const BELL_GRACE = 2_000
+// Ids of copies remembered, at most.
+const MOST_COPIES = 100_000
+
+/** Why the log has no continuity: it lost something, or let go of it. */
+export type GapReason = 'lost' | 'trimmed'
+
+/** How a {@link Reader} is made. */
+export interface ReaderOptions {
+  readonly link: Link
+  readonly key: string
+  /** How long before a place in the log messages are learned, so that copies of them are known after it. Milliseconds. */
+  readonly lookBack: number
+  /** How long the bell waits for the next entry. Milliseconds. */
+  readonly block: number
+  readonly nextId: () => MessageId
+  readonly readPage: PageReader
+  readonly sink: BrokerSink
+  /** Told of each entry that is no copy, before the sink. */
+  readonly onEntry: (entry: LogEntry) => void
+  /** Told that the log begins anew, before the sink. `fork`: the entry that is gone from a log that holds older ones still. */
+  readonly onGap: (reason: GapReason, fork: Cursor | undefined) => void
+  /** Told of the newest entry, each time that something was read. */
+  readonly onRead: (newest: Cursor) => void
+}
+
+/**
+ * Follows the log, and tells the sink.
+ *
+ * The bell (XREAD) never carries data: it only says that something is there, or that time has passed. What is there is read by
+ * pages that are anchored in the newest entry known, so that continuity is proved at the moment of reading.
+ */
+export class Reader {
+  readonly #options: ReaderOptions
+  #newest: Cursor | undefined
+  #seen = new Seen()
+  #copies = new Set<string>()
+  #known: Cursor | undefined
+  /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
+  #begun = 0
+  #closed = false
+  #waiting: { cursor: Cursor; tell: (passed: boolean) => void }[] = []
+  #ready!: () => void
+  #failed!: (error: unknown) => void
+  /** Resolves at the first position. Rejects when there will be none: closed, or no ioredis. */
+  readonly ready: Promise<void> = new Promise((resolve, reject) => {
+    this.#ready = resolve
+    this.#failed = reject
+  })
+  /** Copies that were dropped. */
+  duplicates = 0
+  /** Entries of somebody else's that were passed over. */
+  poison = 0
+
+  constructor(options: ReaderOptions) {
+    this.#options = options
+    this.ready.catch(() => {})
+  }
+
+  /** The newest entry that the sink was told of. */
+  get newest(): Cursor | undefined {
+    return this.#newest
+  }
+
+  /** Publishers that were heard of within so many milliseconds. */
+  publishers(within: number): number {
+    return this.#newest === undefined ? 0 : this.#seen.alive(this.#newest.ms, within)
+  }
+
+  /** Whether {@link isCopy} knows everything from here to the newest. */
+  knows(from: Cursor): boolean {
+    return this.#known !== undefined && compare(from, this.#known) >= 0
+  }
+
+  /** Whether an entry repeats an older one. */
+  isCopy(cursor: Cursor): boolean {
+    return this.#copies.has(redisIdOf(cursor))
+  }
+
+  /** Resolves with true when the sink has been told of a cursor that is there, with false if the log begins anew before, or ends. */
+  async passed(cursor: Cursor): Promise<boolean> {
+    if (this.#closed) return false
+    if (this.#newest !== undefined && compare(cursor, this.#newest) <= 0) return true
+    return new Promise(tell => this.#waiting.push({ cursor, tell }))
+  }
+
+  /** Follows the log until it is closed. Never rejects. */
+  async run(): Promise<void> {
+    const { link } = this.#options
+    try {
+      for (;;) {
+        const connection = await link.get()
+        try {
+          await this.#follow(connection)
+        } catch (error) {
+          link.drop(connection, error)
+        }
+      }
+    } catch (error) {
+      this.#failed(error)
+    }
+  }
+
+  /** Gives the connection up, and goes on with another. */
+  recycle(error: unknown): void {
+    const { current } = this.#options.link
+    if (current !== undefined) this.#options.link.drop(current, error)
+  }
+
+  /** The sink hears nothing more. */
+  close(): void {
+    this.#closed = true
+    this.#options.link.close()
+    this.#wake(() => false)
+  }
+
+  #wake(passed: (cursor: Cursor) => boolean | undefined): void {
+    if (this.#waiting.length === 0) return
+    const waiting = this.#waiting
+    this.#waiting = []
+    for (const each of waiting) {
+      const answer = passed(each.cursor)
+      if (answer === undefined) this.#waiting.push(each)
+      else each.tell(answer)
+    }
+  }
+
+  #read(newest: Cursor): void {
+    this.#options.onRead(newest)
+    this.#wake(cursor => compare(cursor, newest) <= 0 || undefined)
+  }
+
+  async #follow(connection: Connection): Promise<void> {
+    const { link, key, block } = this.#options
+    for (let last = 0; ;) {
+      if (this.#newest === undefined) await this.#begin(connection)
+      else if (!(await this.#catchUp(connection, this.#newest))) await this.#beginAgain(connection, this.#newest)
+      if (this.#closed) return
+      link.proven()
+      // Events that follow each other closely are read together: a round for each would cost Redis and us three commands.
+      if (performance.now() - last < CLOSE) await setTimeout(CLOSE)
+      last = performance.now()
+      const from = redisIdOf(this.#newest!)
+      await connection.within(block + BELL_GRACE, async () => connection.redis.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
+    }
+  }
+
+  /** Reads what follows `from`. False: `from` is not there any more. */
+  async #catchUp(connection: Connection, from: Cursor): Promise<boolean> {
+    const { key, readPage } = this.#options
+    for (let at = from; ; at = this.#newest!) {
+      const page = await readPage(connection, key, at, PAGE)
+      if (page === undefined) return false
+      if (this.#closed) return true
+      for (const entry of page) this.#take(entry)
+      this.#read(this.#newest!)
+      if (page.length < PAGE) return true
+    }
+  }
+
+  async #begin(connection: Connection): Promise<void> {
+    const begun = await serverTime(connection)
+    const { entries, floor } = await this.#learn(connection)
+    if (this.#closed) return
+    this.#begun = begun
+    this.#options.sink.position(formatCursor(entries[floor]!.cursor))
+    for (const entry of entries.slice(floor + 1)) this.#tell(entry)
+    this.#newest = entries.at(-1)!.cursor
+    this.#read(this.#newest)
+    this.#ready()
+  }
+
+  async #beginAgain(connection: Connection, lost: Cursor): Promise<void> {
+    const begun = await serverTime(connection)
+    const { entries } = await this.#learn(connection)
+    const isFork = compare(entries[0]!.cursor, lost) <= 0
+    const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
+    if (this.#closed) return
+    this.#begun = begun
+    // What we published ourselves may be there.
+    for (const entry of entries) if (!this.isCopy(entry.cursor)) this.#options.onEntry(entry)
+    this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)
+    this.#read(this.#newest!)
+  }
+
+  #gap(reason: GapReason, position: Cursor, fork: Cursor | undefined): void {
+    this.#newest = position
+    this.#options.onGap(reason, fork)
+    this.#options.sink.gap(reason, formatCursor(position))
+    this.#wake(() => false)
+  }
+
+  /** Reads the end of the log, and which of its entries are copies. The log alone says so: every process comes to the same end. */
+  async #learn(connection: Connection): Promise<{ entries: readonly LogEntry[]; floor: number }> {
+    const { key, lookBack, nextId } = this.#options
+    const { entries, floor, known } = await readTail(connection, key, lookBack, nextId)
+    this.#seen = new Seen()
+    this.#copies = new Set()
+    for (const entry of entries) this.#note(entry)
+    this.#known = entries[known]!.cursor
+    return { entries, floor }
+  }
+
+  #note({ message, cursor }: LogEntry): void {
+    if (message === undefined || this.#seen.add(message, cursor.ms)) return
+    if (this.#copies.size >= MOST_COPIES) {
+      this.#copies = new Set()
+      this.#known = cursor
+    }
+    this.#copies.add(redisIdOf(cursor))
+  }
+
+  #take(entry: LogEntry): void {
+    this.#newest = entry.cursor
+    this.#note(entry)
+    const gone = entry.fork === undefined ? undefined : parseCursor(entry.fork)
+    if (gone !== undefined && gone.ms > this.#begun) {
+      // We may never have seen what others have, and lost.
+      this.#begun = entry.cursor.ms
+      this.#gap('lost', entry.cursor, undefined)
+    } else {
+      this.#tell(entry)
+    }
+  }
+
+  #tell(entry: LogEntry): void {
+    const { sink, onEntry } = this.#options
+    const id = formatCursor(entry.cursor)
+    const copy = this.isCopy(entry.cursor)
+    if (copy) this.duplicates++
+    else if (entry.kind === 'poison') this.poison++
+    else onEntry(entry)
+    // Whatever it is, a client may come back with its id.
+    if (copy || entry.event === undefined) sink.position(id)
+    else sink.event({ id, channel: entry.channel, event: entry.event })
+  }
+}

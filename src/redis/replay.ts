@@ -1,0 +1,144 @@
+import type { BrokerEntry } from '../broker.ts'
+import type { Connection } from './connection.ts'
+import { compare, formatCursor, parseCursor, redisIdOf, same, type Cursor } from './cursor.ts'
+import { decode, type LogEntry } from './entry.ts'
+import { closedError, type Link } from './link.ts'
+import { PAGE, range, type PageReader } from './page.ts'
+import type { Reader } from './reader.ts'
+import { Seen } from './seen.ts'
+
+// Reads at the same time; the others wait.
+const MOST_AT_ONCE = 8
+// Pages for one read, and for its look-back: what would take more is not proved.
+const MOST_PAGES = 25
+
+/** How a {@link Replay} is made. */
+export interface ReplayOptions {
+  readonly link: Link
+  readonly key: string
+  readonly lookBack: number
+  readonly readPage: PageReader
+  readonly reader: Reader
+}
+
+/** Reads what is no longer in the hub's window, on a connection of its own: the others must not wait for it. */
+export class Replay {
+  readonly #options: ReplayOptions
+  readonly #running = new Map<string, Promise<BrokerEntry[] | undefined>>()
+  readonly #waiting: (() => void)[] = []
+  #free = MOST_AT_ONCE
+  #closed = false
+
+  constructor(options: ReplayOptions) {
+    this.#options = options
+  }
+
+  /** As `Broker.read()`: while Redis is away it waits, since nothing is proved or disproved by that. */
+  async read(after: string, limit: number): Promise<BrokerEntry[] | undefined> {
+    if (this.#closed) throw closedError()
+    const cursor = parseCursor(after)
+    if (cursor === undefined) return undefined
+    // A thousand clients that were cut at the same place ask for the same.
+    const key = `${after} ${limit}`
+    let running = this.#running.get(key)
+    if (running === undefined) {
+      running = this.#answer(cursor, limit).finally(() => this.#running.delete(key))
+      this.#running.set(key, running)
+    }
+    return running
+  }
+
+  close(): void {
+    this.#closed = true
+    this.#options.link.close()
+    for (const next of this.#waiting.splice(0)) next()
+  }
+
+  async #answer(after: Cursor, limit: number): Promise<BrokerEntry[] | undefined> {
+    const { reader } = this.#options
+    if (reader.newest !== undefined && compare(after, reader.newest) <= 0) return this.#inTurn(connection => this.#read(connection, after, limit))
+    // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
+    const isThere = await this.#inTurn(async connection => this.#isThere(connection, after))
+    if (!isThere || !(await reader.passed(after))) {
+      if (this.#closed) throw closedError()
+      return undefined
+    }
+    return this.#inTurn(connection => this.#read(connection, after, limit))
+  }
+
+  async #inTurn<T>(work: (connection: Connection) => Promise<T>): Promise<T> {
+    if (this.#free === 0) await new Promise<void>(resolve => this.#waiting.push(resolve))
+    else this.#free--
+    try {
+      return await this.#persist(work)
+    } finally {
+      const next = this.#waiting.shift()
+      if (next === undefined) this.#free++
+      else next()
+    }
+  }
+
+  async #persist<T>(work: (connection: Connection) => Promise<T>): Promise<T> {
+    const { link } = this.#options
+    for (;;) {
+      if (this.#closed) throw closedError()
+      const connection = await link.get()
+      try {
+        const result = await work(connection)
+        link.proven()
+        return result
+      } catch (error) {
+        link.drop(connection, error)
+      }
+    }
+  }
+
+  async #isThere(connection: Connection, cursor: Cursor): Promise<boolean> {
+    const id = redisIdOf(cursor)
+    const [raw] = await range(connection, 'XRANGE', this.#options.key, id, id, 1)
+    return raw !== undefined && same(decode(raw).cursor, cursor)
+  }
+
+  async #read(connection: Connection, after: Cursor, limit: number): Promise<BrokerEntry[] | undefined> {
+    const { key, readPage, reader } = this.#options
+    // What comes later the hub is told as it comes.
+    const newest = reader.newest!
+    const found: BrokerEntry[] = []
+    let isCopy: ((entry: LogEntry) => boolean) | undefined
+    // Some entries are no events.
+    const count = Math.min(PAGE, limit + 20)
+    let at = after
+    for (let pages = 0; pages < MOST_PAGES; pages++) {
+      const page = await readPage(connection, key, at, count)
+      if (page === undefined) return undefined
+      // Only now: who asks for what is not there shall not cause more than one read.
+      isCopy ??= await this.#copies(connection, after)
+      if (isCopy === undefined) return undefined
+      for (const entry of page) {
+        at = entry.cursor
+        if (compare(at, newest) > 0) return found
+        if (isCopy(entry) || entry.event === undefined) continue
+        found.push({ id: formatCursor(at), channel: entry.channel, event: entry.event })
+        if (found.length === limit) return found
+      }
+      if (page.length < count) return found
+    }
+    return undefined
+  }
+
+  /** Tells copies from what is new after a cursor. Undefined: that would take too long to find out. */
+  async #copies(connection: Connection, after: Cursor): Promise<((entry: LogEntry) => boolean) | undefined> {
+    const { key, lookBack, reader } = this.#options
+    if (reader.knows(after)) return entry => reader.isCopy(entry.cursor)
+    const seen = new Seen()
+    const end = redisIdOf(after)
+    let start = `${Math.max(0, after.ms - lookBack)}-0`
+    for (let pages = 0; pages < MOST_PAGES; pages++) {
+      const page = (await range(connection, 'XRANGE', key, start, end, PAGE)).map(decode)
+      for (const { message, cursor } of page) if (message !== undefined) seen.add(message, cursor.ms)
+      if (page.length < PAGE) return ({ message, cursor }) => message !== undefined && !seen.add(message, cursor.ms)
+      start = `(${redisIdOf(page.at(-1)!.cursor)}`
+    }
+    return undefined
+  }
+}

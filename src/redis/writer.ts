@@ -1,0 +1,318 @@
+import { randomBytes } from 'node:crypto'
+import { isReply, type Connection } from './connection.ts'
+import { cursorOf, formatCursor, type Cursor } from './cursor.ts'
+import { encodeFields, messageTag, type Content, type MessageId } from './entry.ts'
+import { closedError, type Link } from './link.ts'
+import { busy, isPassing, unavailable, type Message } from './message.ts'
+
+// A reply that takes longer: the link is dead, or Redis is.
+const REPLY_TIMEOUT = 5_000
+// How long WAIT may take, when `strict`.
+const REPLICA_TIMEOUT = 2_000
+// How long close() lets what is under way arrive.
+const FAREWELL = 500
+// Commands of a burst that are handed to the kernel at once.
+const CHUNK = 500
+
+/** How a {@link Writer} is made. */
+export interface WriterOptions {
+  readonly link: Link
+  readonly key: string
+  readonly retention: number
+  readonly publishTimeout: number
+  readonly maxPending: number
+  readonly strict: boolean
+  readonly onFailure: (error: unknown) => void
+}
+
+/**
+ * Adds to the log, first in, first out. What is not acknowledged when a connection ends is sent again, in order and under the same
+ * message id, until its time is over; readers drop the copies.
+ */
+export class Writer {
+  readonly #options: WriterOptions
+  readonly #publisher = [...randomBytes(12)].map(byte => (byte % 36).toString(36)).join('')
+  #count = 0
+  /** Unsettled ones, in order, among settled ones that nobody has cleared away yet. */
+  #queue: Message[] = []
+  readonly #byCount = new Map<number, Message>()
+  /** The first in the queue that the current connection has not been given. */
+  #unsent = 0
+  #pending = 0
+  #connection: Connection | undefined
+  #opened = false
+  #running = false
+  #flushing = false
+  #closed = false
+  /** When the connection last said something while something was under way. */
+  #heard = 0
+  #underWay = 0
+  #timer: NodeJS.Timeout | undefined
+  #lastError: unknown
+  #failed: unknown
+  #onIdle: (() => void) | undefined
+  /** The newest time of the log that anybody here has seen: what is kept is counted from it. */
+  newest = 0
+
+  constructor(options: WriterOptions) {
+    this.#options = options
+  }
+
+  /** Messages that are not in the log yet, for all that is known. */
+  get pending(): number {
+    return this.#pending
+  }
+
+  /** Names the next message. One counter for all kinds: two of them would give two messages one name. */
+  nextId(): MessageId {
+    return { publisher: this.#publisher, count: ++this.#count }
+  }
+
+  /** From now on messages are sent: the reader knows where the log stands. */
+  open(): void {
+    this.#opened = true
+    this.#wake()
+  }
+
+  /** Resolves with the cursor of the entry that is delivered. */
+  async write(content: Content): Promise<string> {
+    const counted = !('heartbeat' in content || 'fork' in content)
+    if (this.#closed) throw closedError()
+    if (this.#failed !== undefined) throw this.#failed
+    if (counted && this.#pending >= this.#options.maxPending) {
+      throw busy(this.#pending, this.#lastError)
+    }
+    const id = this.nextId()
+    const fields = encodeFields(id, content)
+    return new Promise((resolve, reject) => {
+      const deadline = performance.now() + this.#options.publishTimeout
+      const message: Message = { id, fields, deadline, counted, sent: 0, acknowledged: undefined, seen: undefined, settled: false, resolve, reject }
+      this.#queue.push(message)
+      this.#byCount.set(id.count, message)
+      if (counted) this.#pending++
+      this.#arm()
+      this.#wake()
+    })
+  }
+
+  isOwn({ publisher }: MessageId): boolean {
+    return publisher === this.#publisher
+  }
+
+  /** Nothing will ever be sent. */
+  fail(error: unknown): void {
+    this.#failed ??= error
+    for (const message of this.#queue) this.#reject(message, error as Error)
+  }
+
+  /** Tells of an entry that has come through the log, and is not a copy. */
+  saw(id: MessageId, cursor: Cursor): void {
+    if (!this.isOwn(id)) return
+    const message = this.#byCount.get(id.count)
+    if (message === undefined) return
+    message.seen = cursor
+    // It is in the log, whether or not the reply comes. Whether replicas have it is another matter.
+    if (!this.#options.strict) this.#resolve(message, cursor)
+  }
+
+  /** What was acknowledged will not come through the log any more. */
+  lost(): void {
+    if (this.#options.strict) return
+    for (const message of this.#queue) if (message.acknowledged !== undefined) this.#resolve(message, message.acknowledged)
+  }
+
+  /** Gives the connection up. */
+  recycle(error: unknown): void {
+    if (this.#connection !== undefined) this.#options.link.drop(this.#connection, error)
+  }
+
+  /** Lets what is under way arrive, if the connection is well; rejects the rest. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    if (this.#connection?.over === false && this.#pending > 0) {
+      const timer = setTimeout(() => this.#onIdle?.(), FAREWELL)
+      await new Promise<void>(resolve => (this.#onIdle = resolve))
+      clearTimeout(timer)
+    }
+    clearTimeout(this.#timer)
+    this.#options.link.close()
+    for (const message of this.#queue) this.#reject(message, closedError())
+    this.#queue = []
+  }
+
+  // --- the queue
+
+  #resolve(message: Message, cursor: Cursor): void {
+    if (this.#settle(message)) message.resolve(formatCursor(cursor))
+  }
+
+  #reject(message: Message, error: Error): void {
+    if (this.#settle(message)) message.reject(error)
+  }
+
+  #settle(message: Message): boolean {
+    if (message.settled) return false
+    message.settled = true
+    message.fields = []
+    this.#byCount.delete(message.id.count)
+    if (this.#byCount.size === 0) {
+      this.#queue = []
+      this.#unsent = 0
+    }
+    if (message.counted && --this.#pending === 0) this.#onIdle?.()
+    return true
+  }
+
+  /** One timer for all: the first in the queue is the first whose time is over. */
+  #arm(): void {
+    if (this.#timer !== undefined || this.#closed) return
+    const now = performance.now()
+    const first = this.#queue.find(message => !message.settled)
+    if (first === undefined) return
+    const reply = this.#underWay > 0 ? this.#heard + REPLY_TIMEOUT : Infinity
+    this.#timer = setTimeout(() => this.#tick(), Math.max(1, Math.min(first.deadline, reply, now + REPLY_TIMEOUT) - now))
+  }
+
+  #tick(): void {
+    this.#timer = undefined
+    const now = performance.now()
+    for (const message of this.#queue) {
+      if (message.settled) continue
+      if (message.deadline > now) break
+      if (message.acknowledged !== undefined && !this.#options.strict) this.#resolve(message, message.seen ?? message.acknowledged)
+      else this.#reject(message, unavailable(`Redis did not take the event within ${this.#options.publishTimeout} ms`, this.#lastError))
+    }
+    if (this.#underWay > 0 && now - this.#heard >= REPLY_TIMEOUT) {
+      this.recycle(new Error(`Redis did not answer within ${REPLY_TIMEOUT} ms`))
+    }
+    this.#arm()
+  }
+
+  // --- the connection
+
+  #wake(): void {
+    if (!this.#opened || this.#closed) return
+    if (this.#connection?.over === false) {
+      if (this.#flushing) return
+      this.#flushing = true
+      // Whatever is published in the same turn leaves in one write.
+      queueMicrotask(() => {
+        this.#flushing = false
+        this.#flush()
+      })
+    } else if (!this.#running) {
+      this.#running = true
+      void this.#run()
+    }
+  }
+
+  /** Goes on as long as there is something to send; a connection that is lost when there is nothing is made anew with the next. */
+  async #run(): Promise<void> {
+    try {
+      while (!this.#closed && this.#queue.some(message => !message.settled)) {
+        const connection = await this.#options.link.get()
+        this.#connection = connection
+        this.#unsent = 0
+        this.#underWay = 0
+        this.#flush()
+        await connection.ended
+        this.#options.link.drop(connection, connection.error)
+        this.#connection = undefined
+      }
+    } catch (error) {
+      // Closed, or no ioredis.
+      this.fail(error)
+    } finally {
+      this.#running = false
+      this.#connection = undefined
+    }
+  }
+
+  #flush(): void {
+    const connection = this.#connection
+    if (connection === undefined || connection.over) return
+    const { stream } = connection.redis
+    // All of a burst in few writes: Redis then reads it in few, at a third of the cost.
+    stream.cork()
+    const batch: Message[] = []
+    let replies = 0
+    for (; this.#unsent < this.#queue.length; this.#unsent++) {
+      const message = this.#queue[this.#unsent]!
+      // A replica's word is for the connection that wrote.
+      if (message.settled || (message.acknowledged !== undefined && !this.#options.strict)) continue
+      if (replies++ % CHUNK === CHUNK - 1) {
+        stream.uncork()
+        stream.cork()
+      }
+      batch.push(message)
+      this.#send(connection, message)
+    }
+    if (this.#options.strict && batch.length > 0) this.#waitForReplica(connection, batch)
+    stream.uncork()
+    this.#clear()
+  }
+
+  #send(connection: Connection, message: Message): void {
+    message.sent++
+    if (this.#underWay++ === 0) this.#heard = performance.now()
+    const { key, retention } = this.#options
+    const trim = this.newest > retention ? (['MINID', '~', `${this.newest - retention}-0`] as const) : []
+    const reply = connection.redis.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
+    reply.then(
+      id => {
+        this.#hear(connection)
+        this.#options.link.proven()
+        this.#acknowledge(message, id)
+      },
+      (error: unknown) => this.#refused(connection, message, error),
+    )
+  }
+
+  #acknowledge(message: Message, redisId: string): void {
+    const cursor = cursorOf(redisId, messageTag(message.id))
+    this.newest = Math.max(this.newest, cursor.ms)
+    message.acknowledged = cursor
+    if (this.#options.strict) return
+    // Sent twice, it may be there twice, and the first is the one that counts: the reader will see it.
+    if (message.sent === 1 || message.seen !== undefined) this.#resolve(message, message.seen ?? cursor)
+  }
+
+  #refused(connection: Connection, message: Message, error: unknown): void {
+    this.#lastError = error
+    if (!isReply(error)) return
+    this.#hear(connection)
+    if (isPassing(error)) this.#options.link.drop(connection, error)
+    else this.#reject(message, unavailable('Redis refused the event', error))
+  }
+
+  #waitForReplica(connection: Connection, batch: Message[]): void {
+    void (connection.redis.call('WAIT', 1, REPLICA_TIMEOUT) as Promise<number>).then(
+      replicas => {
+        for (const message of batch) {
+          if (message.acknowledged === undefined) continue
+          if (replicas > 0) this.#resolve(message, message.seen ?? message.acknowledged)
+          else this.#reject(message, unavailable(`No replica had the event within ${REPLICA_TIMEOUT} ms`, undefined))
+        }
+      },
+      (error: unknown) => {
+        if (isReply(error)) this.#options.onFailure(error)
+      },
+    )
+  }
+
+  #hear(connection: Connection): void {
+    if (connection !== this.#connection) return
+    this.#underWay--
+    this.#heard = performance.now()
+  }
+
+  /** Clears settled messages away, in steps large enough to cost nothing. */
+  #clear(): void {
+    let settled = 0
+    while (settled < this.#unsent && this.#queue[settled]!.settled) settled++
+    if (settled < 1_024 && settled < this.#queue.length) return
+    this.#queue.splice(0, settled)
+    this.#unsent -= settled
+  }
+}

@@ -1,0 +1,95 @@
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import Koa from 'koa'
+import { Hub } from '../../../src/hub.ts'
+import { sse } from '../../../src/middleware.ts'
+import { decode, type RawEntry } from '../../../src/redis/entry.ts'
+import type { PageReader } from '../../../src/redis/page.ts'
+import { RedisBroker } from '../../../src/redis/redis-broker.ts'
+import { redisIdOf } from '../../../src/redis/cursor.ts'
+
+/** What a node is told. */
+export type Order = { publish: number; channels: number } | { stop: true } | { end: true } | { stats: number }
+
+/** What a node says. */
+export type Word =
+  | { port: number }
+  | { acks: [data: string, channel: string, id: string][] }
+  | { stopped: true; rejected: number }
+  | { stats: number; gaps: number; up: boolean; reconnects: number; duplicates: number }
+
+const [name = '', redisPort = '', naive = ''] = process.argv.slice(2)
+
+// The usual way: whatever comes after the last id is taken for what follows it.
+const naivePage: PageReader = async (connection, key, after, count) => {
+  const reply = await connection.within(5_000, async () => connection.redis.xread('COUNT', count, 'STREAMS', key, redisIdOf(after)))
+  return ((reply?.[0]?.[1] ?? []) as RawEntry[]).map(decode)
+}
+
+const broker = new RedisBroker(
+  { redis: { host: '127.0.0.1', port: Number(redisPort) }, retention: 120_000 },
+  naive === 'naive' ? { readPage: naivePage } : {},
+)
+const hub = new Hub({ broker })
+hub.on('error', () => {})
+
+const app = new Koa()
+app.use(sse({ heartbeat: 2_000 }))
+app.use(hub.subscriber(ctx => String((ctx as { query?: Record<string, unknown> }).query?.['c'] ?? '').split(',')))
+app.on('error', () => {})
+
+const say = (word: Word): void => {
+  if (process.connected) process.send!(word)
+}
+
+let acks: [string, string, string][] = []
+let rejected = 0
+const pending = new Set<string>()
+const report = (): void => {
+  if (acks.length > 0) say({ acks })
+  acks = []
+}
+
+const publish = (data: string, channel: string): void => {
+  pending.add(data)
+  hub
+    .publish(channel, data)
+    .then(
+      id => acks.push([data, channel, id]),
+      () => rejected++,
+    )
+    .finally(() => pending.delete(data))
+}
+
+let timer: NodeJS.Timeout | undefined
+const begin = (rate: number, channels: number): void => {
+  let count = 0
+  const start = performance.now()
+  timer = setInterval(() => {
+    // However late the timer is, the rate is kept.
+    for (const due = ((performance.now() - start) / 1_000) * rate; count < due; count++) publish(`${name}.${count}`, `c${(count * 7) % channels}`)
+    report()
+  }, 20)
+}
+
+const stop = async (): Promise<void> => {
+  clearInterval(timer)
+  while (pending.size > 0) await new Promise(resolve => setTimeout(resolve, 20))
+  report()
+  say({ stopped: true, rejected })
+}
+
+process.on('message', (order: Order) => {
+  if ('publish' in order) begin(order.publish, order.channels)
+  else if ('stop' in order) void stop()
+  else if ('end' in order) void hub.broadcast({ event: 'end', data: 'end' })
+  else {
+    const { gaps, up, reconnects, duplicates } = broker.stats()
+    say({ stats: order.stats, gaps: gaps.lost + gaps.trimmed, up, reconnects, duplicates })
+  }
+})
+process.on('disconnect', () => process.exit())
+
+const listener = app.callback()
+const server = createServer((req, res) => void listener(req, res))
+server.listen(0, '127.0.0.1', () => say({ port: (server.address() as AddressInfo).port }))

@@ -1,0 +1,424 @@
+import { expect } from 'chai'
+import { encodeFields } from '../../src/redis/entry.ts'
+import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
+import { until } from '../support/serve.ts'
+import { closeNodes, KEY, node, passes, rejection, startedNode } from './support.ts'
+
+const UNAVAILABLE = { name: 'SseError', code: 'ERR_SSE_BROKER_UNAVAILABLE' }
+const text = (data: string): { data: string } => ({ data })
+const after = async (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms))
+
+describe('RedisBroker, when', function () {
+  this.timeout(20_000)
+  needsRedis()
+  let server: RedisServer
+  const proxies: Proxy[] = []
+  const proxy = async (): Promise<Proxy> => {
+    const made = await Proxy.start(server.port)
+    proxies.push(made)
+    return made
+  }
+  beforeEach(async () => {
+    if (hasRedis) server = await RedisServer.start({ persistent: true })
+  })
+  afterEach(async () => {
+    await closeNodes()
+    for (const each of proxies.splice(0)) await each.stop()
+    await server?.stop()
+  })
+
+  it('Redis is not there at start: waits for it, without haste; publishes reject in time, or arrive in order', async () => {
+    await server.kill()
+    const hasty = node(server.options, { publishTimeout: 300 })
+    expect(await rejection(hasty.broker.publish('a', text('too early'))))
+      .to.include(UNAVAILABLE)
+      .and.have.property('cause')
+    expect(hasty.broker.stats()).to.include({ up: false, pending: 0 })
+    const late = node(server.options)
+    const published = ['1', '2', '3'].map(async data => late.broker.publish('a', text(data)))
+    await server.up()
+    await late.started
+    await Promise.all(published)
+    await late.sink.have(3)
+    expect(late.sink.data).to.deep.equal(['1', '2', '3'])
+    expect(late.sink.calls[0]![0]).to.satisfy((kind: string) => kind === 'error' || kind === 'position')
+    await until(() => late.broker.stats().up)
+  })
+
+  it('Redis stays away: tries again ever less often, and tells the sink once', async () => {
+    const one = await startedNode(server.options)
+    await server.kill()
+    await after(3_000)
+    // Reader and writer; by 50 ms each it would be 120.
+    expect(one.broker.stats().reconnects).to.be.within(2, 40)
+    const refused = one.sink.errors.filter(error => String(error).includes('ECONNREFUSED'))
+    expect(refused.length).to.equal(1)
+    expect(one.sink.errors.length).to.be.at.most(4)
+  })
+
+  it('Redis goes and comes back with its data: everything arrives, in order, once', async () => {
+    const [a, b] = [await startedNode(server.options), await startedNode(server.options)]
+    await passes('before', a, a, b)
+    await server.kill()
+    const published = Array.from({ length: 100 }, async (_, i) => (i % 2 === 0 ? a : b).broker.publish('a', text(`${i}`)))
+    await after(300)
+    await server.up()
+    const ids = await Promise.all(published)
+    await a.sink.have(101)
+    await b.sink.have(101)
+    expect(a.sink.events).to.deep.equal(b.sink.events)
+    expect(new Set(a.sink.events.slice(1).map(({ id }) => id))).to.deep.equal(new Set(ids))
+    const even = a.sink.data.map(Number).filter(i => i % 2 === 0)
+    expect(even).to.deep.equal(even.toSorted((x, y) => x - y))
+    expect([...a.sink.gaps, ...b.sink.gaps]).to.deep.equal([])
+  })
+
+  it('Redis comes back empty: every node reports that the log was lost, and goes on', async () => {
+    const [a, b] = [await startedNode(server.options), await startedNode(server.options)]
+    const old = await passes('before', a, a, b)
+    await server.restart({ data: false })
+    await until(() => a.sink.gaps.length === 1 && b.sink.gaps.length === 1, 10_000)
+    await passes('after', b, a, b)
+    expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
+    expect(await a.broker.read(old, 10)).to.equal(undefined)
+    expect(a.broker.stats().gaps).to.deep.equal({ lost: 1, trimmed: 0 })
+  })
+
+  for (const [how, traffic] of Object.entries({ 'nothing happens': 0, 'events come': 1 })) {
+    it(`the log is flushed while ${how}: every node reports it, though no connection broke`, async () => {
+      const parts = { block: 300 }
+      const [a, b] = [await startedNode(server.options, {}, parts), await startedNode(server.options, {}, parts)]
+      await passes('before', a, a, b)
+      await server.command('FLUSHALL')
+      if (traffic > 0) await Promise.all(Array.from({ length: 20 }, async (_, i) => a.broker.publish('a', text(`${i}`))))
+      await until(() => a.sink.gaps.length > 0 && b.sink.gaps.length > 0)
+      await passes('after', b, a, b)
+      expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
+      expect(a.broker.stats().reconnects).to.equal(0)
+    })
+  }
+
+  it('a process falls behind what is kept: it reports that, and goes on', async () => {
+    const slow = await proxy()
+    const a = await startedNode(server.options)
+    const b = await startedNode(slow.options, {}, { block: 300 })
+    await passes('before', a, a, b)
+    slow.freeze()
+    for (let i = 0; i < 10; i++) await a.broker.publish('a', text(`missed ${i}`))
+    await server.command('XTRIM', KEY, 'MAXLEN', '=', 2)
+    slow.thaw()
+    await until(() => b.sink.gaps.length > 0)
+    await passes('after', a, a, b)
+    expect(b.sink.gaps).to.deep.equal(['trimmed'])
+    expect(a.sink.gaps).to.deep.equal([])
+    expect(b.sink.data).to.deep.equal(['before', 'after'])
+  })
+
+  it('Redis stops answering for a while: publishes wait, and nothing is lost', async () => {
+    const [a, b] = [await startedNode(server.options), await startedNode(server.options)]
+    await passes('before', a, a, b)
+    server.pause()
+    const published = Array.from({ length: 50 }, async (_, i) => a.broker.publish('a', text(`${i}`)))
+    await after(500)
+    expect(a.broker.stats().pending).to.equal(50)
+    server.resume()
+    await Promise.all(published)
+    await b.sink.have(51)
+    expect(b.sink.data.slice(1)).to.deep.equal(Array.from({ length: 50 }, (_, i) => `${i}`))
+    expect(b.sink.gaps).to.deep.equal([])
+  })
+
+  for (const [who, parts] of Object.entries({ watchdog: { block: 300, heartbeat: 60_000 }, heartbeat: { block: 60_000, heartbeat: 500 } })) {
+    it(`a link is half open: its ${who} notices, it makes new connections, sends again, and loses nothing`, async () => {
+      const link = await proxy()
+      const a = await startedNode(server.options)
+      const b = await startedNode(link.options, { publishTimeout: 15_000 }, parts)
+      await until(() => b.broker.stats().up)
+      await passes('before', a, a, b)
+      link.freeze()
+      const missed = await a.broker.publish('a', text('missed'))
+      const published = b.broker.publish('a', text('from b'))
+      await until(() => b.broker.stats().reconnects > 0)
+      expect(b.sink.data).to.deep.equal(['before'])
+      if (who === 'heartbeat') expect(b.broker.stats().up).to.equal(false)
+      link.thaw()
+      const id = await published
+      await until(() => a.sink.data.length === 3 && b.sink.data.length === 3, 10_000)
+      expect(b.sink.events).to.deep.equal(a.sink.events)
+      expect(b.sink.events.map(event => event.id)).to.include.members([missed, id])
+      expect(b.sink.gaps).to.deep.equal([])
+      await until(() => b.broker.stats().up)
+    })
+  }
+
+  it('somebody else has put something at the key: says so, does not spin, and goes on when it is gone', async () => {
+    const one = await startedNode(server.options, { publishTimeout: 3_000 }, { block: 100 })
+    await server.command('DEL', KEY)
+    await server.command('SET', KEY, 'not a stream')
+    const error = await rejection(one.broker.publish('a', text('x')))
+    expect(error).to.include(UNAVAILABLE)
+    expect(String((error as Error).cause)).to.include('WRONGTYPE')
+    await after(1_000)
+    expect(one.sink.errors.filter(each => String(each).includes('WRONGTYPE')).length).to.equal(1)
+    expect(one.broker.stats().reconnects).to.be.below(20)
+    await server.command('DEL', KEY)
+    await until(() => one.sink.gaps.length > 0, 10_000)
+    await passes('after', one, one)
+  })
+
+  it('somebody else writes to the log: passes that over, and counts it', async () => {
+    const one = await startedNode(server.options)
+    const before = await passes('before', one, one)
+    const good = encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('x') })
+    const other = good.with(1, 'abcdefghijkl.2')
+    const poison = [['a', 'b'], good.with(5, '{'), other.with(5, '{"id":"a\\nb"}'), good.with(1, 'x'), [...good, 'more', 'fields']]
+    for (const fields of poison) await server.command('XADD', KEY, '*', ...fields)
+    await passes('after', one, one)
+    expect(one.sink.data).to.deep.equal(['before', 'after'])
+    expect(one.broker.stats().poison).to.equal(5)
+    expect(one.sink.gaps).to.deep.equal([])
+    expect((await one.broker.read(before, 10))?.map(({ event }) => event.data)).to.deep.equal(['after'])
+    // Whoever was cut there comes back with it.
+    const position = one.sink.calls.findLast(([kind]) => kind === 'position')![1] as string
+    expect((await one.broker.read(position, 10))?.length).to.be.within(0, 1)
+  })
+
+  it('Redis has no memory left: publish rejects at once, readers go on', async () => {
+    const one = await startedNode(server.options)
+    await passes('before', one, one)
+    await server.command('CONFIG', 'SET', 'maxmemory', 1)
+    const error = await rejection(one.broker.publish('a', text('x')))
+    expect(error).to.include(UNAVAILABLE)
+    expect(String((error as Error).cause)).to.include('OOM')
+    await server.command('CONFIG', 'SET', 'maxmemory', 0)
+    await passes('after', one, one)
+    expect(one.sink.data).to.deep.equal(['before', 'after'])
+  })
+
+  it('Redis may evict the log: says so at start', async () => {
+    await server.command('CONFIG', 'SET', 'maxmemory', '100mb')
+    await server.command('CONFIG', 'SET', 'maxmemory-policy', 'allkeys-lru')
+    const one = await startedNode(server.options)
+    await until(() => one.sink.errors.length > 0)
+    expect(String(one.sink.errors[0])).to.include('maxmemory-policy is allkeys-lru')
+    await server.command('CONFIG', 'SET', 'maxmemory-policy', 'volatile-lru')
+    const other = await startedNode(server.options)
+    await passes('x', other, other)
+    expect(other.sink.errors).to.deep.equal([])
+  })
+
+  it('Redis is made a replica and a master again: publishes wait for it', async () => {
+    const one = await startedNode(server.options)
+    await passes('before', one, one)
+    await server.command('REPLICAOF', '127.0.0.1', 1)
+    const published = one.broker.publish('a', text('waits'))
+    await until(() => one.sink.errors.some(error => String(error).includes('READONLY')))
+    await after(300)
+    expect(one.broker.stats().reconnects).to.be.below(15)
+    await server.command('REPLICAOF', 'NO', 'ONE')
+    await published
+    await one.sink.have(2)
+    expect(one.sink.data).to.deep.equal(['before', 'waits'])
+    expect(one.sink.gaps).to.deep.equal([])
+  })
+
+  it('the reply to an XADD is lost: the event is sent again, delivered once, and publish() resolves with that one', async () => {
+    const link = await proxy()
+    // Only what is written goes through the link that breaks.
+    const a = await startedNode(link.options)
+    const b = await startedNode(server.options)
+    await passes('before', a, a, b)
+    let lose = false
+    link.onRequest = chunk => {
+      if (chunk.includes('precious')) lose = true
+    }
+    link.onReply = () => {
+      if (!lose) return true
+      lose = false
+      setImmediate(() => link.cut())
+      return false
+    }
+    const id = await a.broker.publish('a', text('precious'))
+    await passes('after', a, a, b)
+    for (const { sink } of [a, b]) expect(sink.data).to.deep.equal(['before', 'precious', 'after'])
+    expect(a.sink.events[1]!.id).to.equal(id)
+    expect(a.sink.gaps).to.deep.equal([])
+  })
+
+  it('the reply is lost and the reader is late: publish() waits for the id that is delivered', async () => {
+    const link = await proxy()
+    const a = await startedNode(link.options)
+    const b = await startedNode(server.options)
+    await passes('before', a, a, b)
+    // Its reader was connected first, its writer second.
+    link.freezeOne(0)
+    let lost = 0
+    link.onRequest = chunk => {
+      if (chunk.includes('precious')) link.onReply = () => ++lost > 1
+    }
+    const published = a.broker.publish('a', text('precious'))
+    await until(() => lost > 0 && b.sink.data.includes('precious'))
+    link.onRequest = link.onReply = undefined
+    link.cutOne(1)
+    await until(() => b.broker.stats().duplicates === 1)
+    expect(a.broker.stats().pending).to.equal(1)
+    link.thaw()
+    expect(await published).to.equal(b.sink.events[1]!.id)
+    await passes('after', b, a, b)
+    expect(a.sink.events).to.deep.equal(b.sink.events)
+  })
+
+  it('an event is in the log twice: one copy is delivered, by whoever reads, from wherever', async () => {
+    const a = await startedNode(server.options)
+    const start = await passes('start', a, a)
+    const copy = encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('twice') })
+    const add = async (): Promise<unknown> => server.command('XADD', KEY, '*', ...copy)
+    await add()
+    await passes('between', a, a)
+    await add()
+    await passes('end', a, a)
+    expect(a.sink.data).to.deep.equal(['start', 'twice', 'between', 'end'])
+    expect(a.broker.stats().duplicates).to.equal(1)
+    // One that starts now, and fills its window.
+    const b = await startedNode(server.options)
+    expect(b.sink.data).to.deep.equal(a.sink.data)
+    for (const { broker } of [a, b]) {
+      for (const [from, { id }] of a.sink.events.entries()) {
+        expect((await broker.read(id, 10))?.map(({ event }) => event.data)).to.deep.equal(a.sink.data.slice(from + 1))
+      }
+      expect((await broker.read(start, 2))?.map(({ event }) => event.data)).to.deep.equal(['twice', 'between'])
+    }
+    // The copy's id is as good as any.
+    const ids = a.sink.calls.flatMap(call => (call[0] === 'event' ? [call[1].id] : call[0] === 'position' ? [call[1]] : []))
+    const copyId = ids[ids.indexOf(a.sink.events[2]!.id) + 1]!
+    expect((await b.broker.read(copyId, 10))?.map(({ event }) => event.data)).to.deep.equal(['end'])
+  })
+
+  it('a client is ahead of the process that it comes back to: it is not rewound, and gets what follows', async () => {
+    const link = await proxy()
+    const a = await startedNode(server.options)
+    const b = await startedNode(link.options)
+    await passes('before', a, a, b)
+    // What it reads with goes on; what it follows the log with, its first connection, stands still.
+    link.freezeOne(0)
+    const ahead = await a.broker.publish('a', text('ahead'))
+    let answer: unknown = 'none yet'
+    const reading = b.broker.read(ahead, 10).then(entries => (answer = entries))
+    await after(100)
+    expect(answer).to.equal('none yet')
+    expect(await b.broker.read(ahead.replace(/\.....$/, '.zzzz'), 10)).to.equal(undefined)
+    expect(await b.broker.read(ahead.replace(/^\d/, '9'), 10)).to.equal(undefined)
+    link.thaw()
+    await reading
+    expect(answer).to.deep.equal([])
+    expect(b.sink.data).to.deep.equal(['before', 'ahead'])
+  })
+
+  it('acknowledged writes are lost by those who keep the rest: all nodes are told, those that never saw them, too', async () => {
+    const link = await proxy()
+    const a = await startedNode(server.options)
+    const b = await startedNode(link.options, {}, { block: 300 })
+    const fresh = await startedNode(server.options)
+    await passes('kept', a, a, b, fresh)
+    link.freeze()
+    const lost = await passes('lost', a, a)
+    // As a master that had not replicated it would have it.
+    await server.command('XDEL', KEY, lost.split('.')[0]!)
+    // The entry is a's newest: its next read finds it gone.
+    await server.cutAll()
+    await until(() => a.sink.gaps.length > 0)
+    link.thaw()
+    await until(() => b.sink.gaps.length > 0)
+    await passes('after', a, a, b)
+    expect([a.sink.gaps, b.sink.gaps, fresh.sink.gaps]).to.deep.equal([['lost'], ['lost'], ['lost']])
+    expect(b.sink.data).to.deep.equal(['kept', 'after'])
+  })
+
+  it('another entry stands where the newest one stood: that is no continuity', async () => {
+    const a = await startedNode(server.options, {}, { block: 300 })
+    const kept = await passes('kept', a, a)
+    const lost = await passes('lost', a, a)
+    const [id] = lost.split('.') as [string]
+    await server.command('MULTI')
+    await server.command('XDEL', KEY, id)
+    await server.command('XSETID', KEY, kept.split('.')[0]!)
+    await server.command('XADD', KEY, id, ...encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('other') }))
+    await server.command('EXEC')
+    await until(() => a.sink.gaps.length > 0)
+    expect(a.sink.gaps).to.deep.equal(['lost'])
+    expect(await a.broker.read(lost, 10)).to.equal(undefined)
+    expect((await a.broker.read(kept, 10))?.map(({ event }) => event.data)).to.deep.equal(['other'])
+  })
+
+  it('too many publishes wait: the next rejects, and the others arrive', async () => {
+    const one = await startedNode(server.options, { maxPending: 10 })
+    server.pause()
+    const waiting = Array.from({ length: 10 }, async (_, i) => one.broker.publish('a', text(`${i}`)))
+    expect(await rejection(one.broker.publish('a', text('one more')))).to.include({ name: 'SseError', code: 'ERR_SSE_BROKER_BUSY' })
+    server.resume()
+    await Promise.all(waiting)
+    await passes('after', one, one)
+    expect(one.sink.data).to.deep.equal([...Array.from({ length: 10 }, (_, i) => `${i}`), 'after'])
+  })
+
+  it('no replica has a strict publish: it rejects; when one has it, it resolves', async () => {
+    const one = await startedNode(server.options, { strict: true })
+    expect(await rejection(one.broker.publish('a', text('alone')))).to.include(UNAVAILABLE)
+    const replica = await RedisServer.start({ args: ['--replicaof', '127.0.0.1', `${server.port}`] })
+    try {
+      await until(() => one.sink.data.includes('alone'))
+      await server.command('CONFIG', 'SET', 'repl-diskless-sync-delay', 0)
+      while (!(await server.info('replication', 'slave0')).includes('state=online')) await after(20)
+      const id = await one.broker.publish('a', text('both'))
+      const [[redisId]] = (await replica.command('XREVRANGE', KEY, '+', '-', 'COUNT', 1)) as [[string]]
+      expect(id.startsWith(`${redisId}.`)).to.equal(true)
+    } finally {
+      await replica.stop()
+    }
+  })
+
+  it('the log grows: it keeps what it should, and not much more', async () => {
+    const one = await startedNode(server.options, { maxEntries: 500, publishTimeout: 3_000, retention: 3_000 }, { heartbeat: 100 })
+    await Promise.all(Array.from({ length: 3_000 }, async (_, i) => one.broker.publish('a', text(`${i}`))))
+    const length = async (): Promise<number> => Number(await server.command('XLEN', KEY))
+    for (const begin = performance.now(); (await length()) > 700 && performance.now() - begin < 5_000;) await after(20)
+    expect(await length()).to.be.within(100, 700)
+    // By age, later: the heartbeats go on.
+    for (const begin = performance.now(); (await length()) > 150 && performance.now() - begin < 5_000;) await after(20)
+    expect(await length()).to.be.at.most(150)
+    // Whoever had not read it all by then has been told.
+    expect(one.sink.data.length === 3_000 || one.sink.gaps.length > 0).to.equal(true)
+  })
+
+  for (const state of ['there', 'away', 'paused', 'flushed'] as const) {
+    it(`it is closed while Redis is ${state}: that takes no time, and what waits is told`, async () => {
+      const one = await startedNode(server.options)
+      const id = await passes('x', one, one)
+      if (state === 'away') await server.kill()
+      if (state === 'paused') server.pause()
+      if (state === 'flushed') await server.command('FLUSHALL')
+      const waiting = one.broker.publish('a', text('y'))
+      const outcome = waiting.then(
+        () => 'arrived',
+        (error: { code: string }) => error.code,
+      )
+      if (state === 'away') await after(50)
+      const reading = state === 'paused' ? rejection(one.broker.read(id.replace(/^\d/, '9'), 10)) : undefined
+      const begin = performance.now()
+      await one.broker.close()
+      expect(performance.now() - begin).to.be.below(1_000)
+      expect(await outcome).to.equal(state === 'there' || state === 'flushed' ? 'arrived' : 'ERR_SSE_BROKER_CLOSED')
+      if (reading !== undefined) expect(await reading).to.have.property('code', 'ERR_SSE_BROKER_CLOSED')
+      server.resume()
+    })
+  }
+
+  it('a thousand clients ask for a thousand places: all get their answer, eight at a time', async () => {
+    const one = await startedNode(server.options)
+    const ids = await Promise.all(Array.from({ length: 1_000 }, async (_, i) => one.broker.publish('a', text(`${i}`))))
+    await one.sink.have(1_000)
+    const answers = await Promise.all(ids.map(async id => one.broker.read(id, 5)))
+    for (const [i, entries] of answers.entries()) expect(entries).to.deep.equal(one.sink.events.slice(i + 1, i + 6))
+    expect(Number(await server.info('clients', 'connected_clients'))).to.be.at.most(4)
+  })
+})

@@ -1,0 +1,29 @@
+import { RedisBroker, type Parts } from '../../src/redis/redis-broker.ts'
+import { brokerSuite } from '../support/broker-suite.ts'
+import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
+
+const versions: Record<string, Parts['load']> = {
+  'ioredis 6': undefined,
+  'ioredis 5': async () => import('ioredis5'),
+}
+
+for (const [version, load] of Object.entries(versions)) {
+  describe(`koa-sse/redis on ${version}`, () => {
+    needsRedis()
+    let server: RedisServer
+    before(async () => {
+      if (hasRedis) server = await RedisServer.start()
+    })
+    after(async () => server?.stop())
+    afterEach(async () => server?.command('FLUSHALL'))
+
+    brokerSuite(`RedisBroker on ${version}`, {
+      create: () => new RedisBroker({ redis: server.options }, { load }),
+      shared: true,
+      forget: async broker => {
+        await broker.publish('a', { data: 'kept' })
+        await server.command('XTRIM', '{sse:0}:log', 'MAXLEN', '=', 1)
+      },
+    })
+  })
+}

@@ -1,0 +1,208 @@
+import { expect } from 'chai'
+import { compare, cursorOf, formatCursor, parseCursor, same, tagOf } from '../../src/redis/cursor.ts'
+import { decode, encodeFields, type RawEntry } from '../../src/redis/entry.ts'
+import { ErrorGate } from '../../src/redis/error-gate.ts'
+import { RedisBroker, type RedisBrokerOptions } from '../../src/redis/index.ts'
+import { MOST_UNDER_WAY, Seen } from '../../src/redis/seen.ts'
+import { Recorder } from '../support/broker-suite.ts'
+
+describe('a cursor of koa-sse/redis', () => {
+  it('comes back from its text', () => {
+    const cursor = { ms: 1_700_000_000_000, seq: 12, tag: 'a0z9' }
+    expect(formatCursor(cursor)).to.equal('1700000000000-12.a0z9')
+    expect(parseCursor(formatCursor(cursor))).to.deep.equal(cursor)
+  })
+
+  it('is nothing else than such a text', () => {
+    const good = '1700000000000-0.aaaa'
+    for (const bad of [
+      '',
+      '1-0',
+      `${good}a`,
+      ` ${good}`,
+      `${good}\n`,
+      good.replace('-0', '-00'),
+      `0${good}`,
+      good.toUpperCase(),
+      '1-1.aaa',
+      '+',
+      '$',
+    ]) {
+      expect(parseCursor(bad), bad).to.equal(undefined)
+    }
+    expect(parseCursor(`${'9'.repeat(16)}-0.aaaa`)).to.equal(undefined)
+  })
+
+  it('is ordered by time and sequence as numbers, and the same only with its tag', () => {
+    const [a, b, c] = ['9-2.aaaa', '9-10.aaaa', '10-0.aaaa'].map(id => parseCursor(id)!)
+    expect([c, b, a].toSorted((x, y) => compare(x!, y!))).to.deep.equal([a, b, c])
+    expect(same(a!, { ...a!, tag: 'bbbb' })).to.equal(false)
+  })
+
+  it('has tags of four characters that tell messages apart', () => {
+    const tags = new Set(Array.from({ length: 10_000 }, (_, i) => tagOf(`publisher.${i}`)))
+    for (const tag of tags) expect(tag).to.match(/^[0-9a-z]{4}$/)
+    expect(tags.size).to.be.above(9_900)
+  })
+})
+
+describe('an entry of koa-sse/redis', () => {
+  const message = { publisher: 'abcdefghijkl', count: 7 }
+
+  it('comes back from its fields, which are always the same ones in the same order', () => {
+    const event = { id: 'own', event: 'e', data: 'ä\n"', retry: 0, comment: '' }
+    const contents = [{ channel: 'c', event }, { channel: null, event }, { heartbeat: true as const }, { begin: true as const }, { fork: '1-1.aaaa' }]
+    for (const content of contents) {
+      const fields = encodeFields(message, content)
+      expect(fields.filter((_, i) => i % 2 === 0)).to.deep.equal(['m', 'c', 'd', 'k'])
+      const entry = decode(['5-1', fields])
+      expect(entry.message).to.deep.equal(message)
+      expect(entry.cursor).to.deep.equal(cursorOf('5-1', tagOf('abcdefghijkl.7')))
+      if ('event' in content) expect([entry.kind, entry.channel, entry.event]).to.deep.equal(['event', content.channel, event])
+      else expect(entry.event).to.equal(undefined)
+    }
+    expect(decode(['5-1', encodeFields(message, { fork: '1-1.aaaa' })]).fork).to.equal('1-1.aaaa')
+  })
+
+  it('is poison when no hub wrote it, and has a cursor all the same', () => {
+    const good = encodeFields(message, { channel: 'c', event: { data: 'x' } })
+    const event = (json: string): string[] => good.with(5, json)
+    const bad: string[][] = [
+      ['a', 'b'],
+      [],
+      good.slice(2),
+      [...good, 'x', 'y'],
+      good.with(0, 'x'),
+      good.with(1, ''),
+      good.with(1, 'nonsense'),
+      good.with(3, ''),
+      good.with(7, 'other'),
+      ...[
+        '',
+        '{',
+        'null',
+        '[]',
+        '5',
+        '{}',
+        '{"data":5}',
+        '{"other":"x"}',
+        '{"id":"a\\nb"}',
+        '{"id":"a\\u0000"}',
+        '{"event":"a\\rb"}',
+        '{"retry":-1}',
+      ].map(event),
+      ...['{"retry":"5"}', '{"retry":1.5}', '{"comment":null}', '{"__proto__":"x"}'].map(event),
+    ]
+    for (const fields of bad) {
+      const entry = decode(['5-1', fields] as RawEntry)
+      expect([entry.kind, entry.event], JSON.stringify(fields)).to.deep.equal(['poison', undefined])
+      expect(formatCursor(entry.cursor)).to.match(/^5-1\.[0-9a-z]{4}$/)
+    }
+  })
+})
+
+describe('what koa-sse/redis has seen', () => {
+  const id = (count: number, publisher = 'p'): { publisher: string; count: number } => ({ publisher, count })
+
+  it('tells a copy, in whatever order copies come', () => {
+    const seen = new Seen()
+    expect([1, 2, 3, 1, 2, 5, 4, 5, 4, 3].map(count => seen.add(id(count), 0))).to.deep.equal([
+      true,
+      true,
+      true,
+      false,
+      false,
+      true,
+      true,
+      false,
+      false,
+      false,
+    ])
+    expect(seen.add(id(1, 'q'), 0)).to.equal(true)
+  })
+
+  it('does the same as a set, for messages that are under way together', () => {
+    const seen = new Seen()
+    const all = new Set<number>()
+    let at = 1
+    for (let i = 0; i < 200_000; i++) {
+      at += Math.floor(Math.random() * 20) - 8
+      const count = Math.max(1, at)
+      expect(seen.add(id(count), i)).to.equal(!all.has(count))
+      all.add(count)
+    }
+    // A jump beyond everything, and back by as much as can wait at once.
+    const far = at + 10_000_000
+    expect([seen.add(id(far), 0), seen.add(id(far - MOST_UNDER_WAY), 0), seen.add(id(far - MOST_UNDER_WAY), 0)]).to.deep.equal([true, true, false])
+    expect(seen.add(id(far - 1_000_000), 0)).to.equal(false)
+  })
+
+  it('counts publishers that were heard of lately', () => {
+    const seen = new Seen()
+    seen.add(id(1, 'a'), 1_000)
+    seen.add(id(1, 'b'), 2_000)
+    expect([seen.alive(2_000, 500), seen.alive(2_000, 1_000)]).to.deep.equal([1, 2])
+    seen.add(id(1, 'c'), 10_000_000)
+    expect(seen.alive(10_000_000, Infinity)).to.equal(1)
+  })
+})
+
+describe('errors of koa-sse/redis', () => {
+  it('are told once, not for every retry', () => {
+    const told: unknown[] = []
+    const gate = new ErrorGate()
+    gate.open(error => told.push(error))
+    for (let i = 0; i < 1_000; i++) gate.tell(new Error('ECONNREFUSED'))
+    gate.tell(new Error('other'))
+    expect(told.map(String)).to.deep.equal(['Error: ECONNREFUSED', 'Error: other'])
+    for (let i = 0; i < 1_000; i++) gate.tell(new Error(`number ${i}`))
+    gate.close()
+    gate.tell(new Error('late'))
+    expect(told.map(String)).not.to.include('Error: late')
+  })
+})
+
+describe('new RedisBroker()', () => {
+  it('refuses wrong options at once', () => {
+    const wrong: [unknown, ErrorConstructor][] = [
+      [null, TypeError],
+      ['redis://localhost', TypeError],
+      [{ url: 'redis://localhost' }, TypeError],
+      [{ redis: 5 }, TypeError],
+      [{ redis: [] }, TypeError],
+      [{ prefix: 5 }, TypeError],
+      [{ prefix: '' }, RangeError],
+      [{ prefix: 'a{b}' }, RangeError],
+      [{ retention: '5' }, TypeError],
+      [{ retention: NaN }, RangeError],
+      [{ retention: 1_000, publishTimeout: 2_000 }, RangeError],
+      [{ maxEntries: 0 }, RangeError],
+      [{ publishTimeout: -1 }, RangeError],
+      [{ publishTimeout: Infinity }, RangeError],
+      [{ maxPending: 0 }, RangeError],
+      [{ maxPending: 100_001 }, RangeError],
+      [{ strict: 'yes' }, TypeError],
+    ]
+    for (const [options, kind] of wrong) {
+      expect(() => new RedisBroker(options as RedisBrokerOptions), JSON.stringify(options)).to.throw(kind, /Expected|Unknown key/)
+    }
+  })
+
+  it('says what to install when ioredis is not there, to everybody who asks', async () => {
+    const load = async (): Promise<never> =>
+      Promise.reject(Object.assign(new Error("Cannot find package 'ioredis'"), { code: 'ERR_MODULE_NOT_FOUND' }))
+    const broker = new RedisBroker({}, { load })
+    const errors = await Promise.all(
+      [
+        broker.publish('a', { data: 'x' }),
+        broker.start(new Recorder()),
+        new Promise(resolve => setImmediate(resolve)).then(() => broker.publish('a', {})),
+      ].map(async promise => promise.then(String, (error: unknown) => error)),
+    )
+    for (const error of errors) {
+      expect(error).to.include({ name: 'SseError', code: 'ERR_SSE_BROKER_UNAVAILABLE' })
+      expect(String(error)).to.include('npm install ioredis')
+    }
+    await broker.close()
+  })
+})
