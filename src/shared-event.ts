@@ -1,0 +1,48 @@
+import type { BrokerEntry } from './broker.ts'
+import { encode, type Newline } from './event.ts'
+import { Frame } from './frame.ts'
+
+/** An event of a hub, as a filter sees it. */
+export interface HubEvent {
+  /** The id that stands on the wire. */
+  readonly id: string
+  /** `null`: a broadcast. */
+  readonly channel: string | null
+  readonly event?: string
+  /** As on the wire, whatever the broker. */
+  readonly data?: string
+}
+
+/** A published event, encoded once for each newline in use, for whoever it goes to. */
+export class SharedEvent {
+  readonly entry: BrokerEntry
+  /** The id that stands on the wire: the event's own, if it has one. */
+  readonly id: string
+  readonly #frames: { [N in Newline]?: Frame } = {}
+  #view: HubEvent | undefined
+
+  /** Throws a TypeError for what cannot be encoded. */
+  constructor(entry: BrokerEntry) {
+    this.entry = entry
+    this.id = entry.event.id ?? entry.id
+    this.frame('\n')
+  }
+
+  frame(newline: Newline): Frame {
+    return (this.#frames[newline] ??= new Frame(encode({ ...this.entry.event, id: this.id }, newline)))
+  }
+
+  /** The event for filters. */
+  get view(): HubEvent {
+    if (this.#view === undefined) {
+      const { channel, event } = this.entry
+      this.#view = Object.freeze({
+        id: this.id,
+        channel,
+        ...(event.event !== undefined && { event: event.event }),
+        ...(event.data !== undefined && { data: event.data as string }),
+      })
+    }
+    return this.#view
+  }
+}

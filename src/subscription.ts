@@ -1,0 +1,249 @@
+import type { BrokerEntry } from './broker.ts'
+import { encode } from './event.ts'
+import { control, type EventStream } from './event-stream.ts'
+import type { Feed } from './exchange.ts'
+import type { Log } from './log.ts'
+import { SharedEvent, type HubEvent } from './shared-event.ts'
+
+/** A stream's place in a hub. */
+export interface Subscription {
+  readonly stream: EventStream
+  readonly channels: ReadonlySet<string>
+  /** Ends the subscription; the stream stays open. Safe to repeat. */
+  close(): void
+}
+
+/** How {@link Subscription | a subscription} begins, and what it lets through. */
+export interface SubscribeOptions {
+  /** Decides, for live and replayed events alike, what this stream gets. One that throws drops the event, and the hub emits 'error'. */
+  filter?: ((event: HubEvent) => boolean) | undefined
+  /** `false`: a Last-Event-ID is ignored. Default `true`. */
+  replay?: boolean | undefined
+  /** Where a client without a Last-Event-ID begins. `'earliest'` first sends what the window still holds. Default `'now'`. */
+  from?: 'now' | 'earliest' | undefined
+}
+
+/** What a subscription needs of its hub. */
+export interface Home {
+  readonly log: Log<SharedEvent>
+  readonly positionEvent: string
+  readonly resetEvent: string
+  /** The next page of what the broker has after `id`; undefined when it cannot prove it. */
+  read(id: string): Promise<BrokerEntry[] | undefined>
+  /** Why an id that cannot be resumed is not. */
+  whyNot(id: string): string
+  delivered(): void
+  wasReset(reason: string): void
+  /** Calls `resume` on the subscription at the next move of the log. */
+  park(subscription: Subscriber): void
+  left(subscription: Subscriber): void
+  error(error: unknown): void
+}
+
+// A client that has missed more than this reads the state again sooner than the history.
+const MAX_REPLAY = 5_000
+
+/**
+ * A cursor over the hub's log, and the channels that it stops at.
+ *
+ * Either it is *live*, at the log's end; or *behind*, at a number, since its stream was full; or it is *ahead* or out of the
+ * window, at an id that only the broker knows, which it follows until the window has it.
+ */
+export class Subscriber implements Subscription, Feed {
+  readonly stream: EventStream
+  readonly channels: ReadonlySet<string>
+  readonly #home: Home
+  readonly #filter: ((event: HubEvent) => boolean) | undefined
+  /** The number of the last event that was dealt with. Undefined: live. */
+  #cursor: number | undefined = -1
+  /** In place of a number. */
+  #id: string | undefined
+  /** Nothing is sent before {@link join}. */
+  #joined = false
+  #closed = false
+  #reading = false
+  #replayed = 0
+  /** The number that the client was last told of. */
+  #told = -1
+  /** Why it is to be reset as soon as there is room. */
+  #resetFor: string | undefined
+
+  constructor(stream: EventStream, channels: ReadonlySet<string>, filter: ((event: HubEvent) => boolean) | undefined, home: Home) {
+    this.stream = stream
+    this.channels = channels
+    this.#filter = filter
+    this.#home = home
+  }
+
+  /** Finds its place in the log, which is known by now. */
+  join(replay: boolean, from: 'now' | 'earliest'): void {
+    if (this.#closed) return
+    this.#joined = true
+    this.#home.log.trim(performance.now())
+    if (this.#resetFor !== undefined) return this.#reset(this.#resetFor)
+    const { log } = this.#home
+    const id = replay ? this.stream.lastEventId : undefined
+    if (id !== undefined) {
+      this.#id = id
+      this.#follow()
+      return
+    }
+    const earliest = from === 'earliest'
+    this.#cursor = earliest ? log.floor : log.newest
+    const position = earliest ? log.floorId : log.position
+    if (position !== undefined) this.#tell(this.#home.positionEvent, position, '')
+    this.#catchUp()
+  }
+
+  /** A new event of one of its channels. */
+  deliver(event: SharedEvent, number: number): void {
+    // Behind, it comes when the cursor gets there. One that joined in the middle of this very delivery has it behind it.
+    if (this.#cursor !== undefined || this.#resetFor !== undefined || number <= this.#told) return
+    if (!this.#send(event, number)) this.#cursor = number
+  }
+
+  /** The log has moved; a parked subscription looks again. */
+  resume(): void {
+    if (!this.#closed) this.#follow()
+  }
+
+  /** Continuity was lost. */
+  gap(reason: string): void {
+    this.#resetFor = reason
+    if (this.#joined && control.askRoom(this.stream)) this.#reset(reason)
+  }
+
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    control.unfeed(this.stream, this)
+    this.#home.left(this)
+  }
+
+  // Of a Feed.
+
+  drained(): void {
+    if (!this.#joined) return
+    if (this.#resetFor !== undefined) this.#reset(this.#resetFor)
+    else if (this.#id !== undefined) this.#follow()
+    else this.#catchUp()
+  }
+
+  heartbeat(): string | undefined {
+    const { log, positionEvent } = this.#home
+    if (this.#cursor !== undefined || log.newest <= this.#told || log.position === undefined) return
+    this.#told = log.newest
+    return encode({ event: positionEvent, data: '', id: log.position }, control.newline(this.stream))
+  }
+
+  ended(): void {
+    this.close()
+  }
+
+  /** Sends what the window holds, until there is no room or no more. */
+  #catchUp(): void {
+    const { log } = this.#home
+    while (this.#cursor !== undefined && !this.#closed) {
+      if (this.#cursor < log.floor) return this.#reset('slow')
+      if (this.#cursor >= log.newest) {
+        this.#cursor = undefined
+        return
+      }
+      const event = log.at(++this.#cursor)
+      if (event !== undefined && this.#wants(event.entry) && !this.#send(event, this.#cursor)) return
+    }
+  }
+
+  /** Goes on from an id: in the window if it is there, else with what the broker has after it. */
+  #follow(): void {
+    if (this.#reading || this.#id === undefined) return
+    const number = this.#home.log.locate(this.#id)
+    if (this.#home.log.isReused(this.#id)) {
+      this.#reset('unknown')
+    } else if (number !== undefined) {
+      this.#id = undefined
+      this.#cursor = number
+      this.#told = number
+      this.#catchUp()
+    } else if (this.#replayed > MAX_REPLAY) {
+      this.#reset('trimmed')
+    } else {
+      this.#read(this.#id)
+    }
+  }
+
+  #read(id: string): void {
+    const { log } = this.#home
+    const { newest } = log
+    this.#reading = true
+    this.#home.read(id).then(
+      page => {
+        this.#reading = false
+        // It may have been reset meanwhile.
+        if (!this.#closed && this.#id === id) this.#replay(page, newest)
+      },
+      (error: unknown) => {
+        this.#reading = false
+        this.#home.error(error)
+        // The log moves again when the broker is back.
+        if (!this.#closed) this.#home.park(this)
+      },
+    )
+  }
+
+  /** `newest`: of the log, when the page was asked for. */
+  #replay(page: BrokerEntry[] | undefined, newest: number): void {
+    if (page === undefined) return this.#reset(this.#home.whyNot(this.#id!))
+    if (page.length === 0) {
+      // Nothing came after the id; so what the log had by then did not, either.
+      this.#id = undefined
+      this.#cursor = newest
+      this.#told = newest
+      return this.#catchUp()
+    }
+    for (const entry of page) {
+      this.#id = entry.id
+      this.#replayed++
+      // What is left of the page is read again, when there is room: nothing is kept for a slow client.
+      if (this.#wants(entry) && !this.#send(new SharedEvent(entry), -1)) return
+      if (this.#closed) return
+    }
+    this.#follow()
+  }
+
+  #wants({ channel }: BrokerEntry): boolean {
+    return channel === null || this.channels.has(channel)
+  }
+
+  /** False when there is no room for more. */
+  #send(event: SharedEvent, number: number): boolean {
+    // A filter may have ended its own stream.
+    if (this.#filter !== undefined && (!this.#passes(event) || this.#closed)) return true
+    this.#told = number
+    this.#home.delivered()
+    return control.sendFrame(this.stream, event.frame(control.newline(this.stream)))
+  }
+
+  #passes(event: SharedEvent): boolean {
+    try {
+      return this.#filter!(event.view)
+    } catch (error) {
+      this.#home.error(error)
+      return false
+    }
+  }
+
+  #tell(event: string, id: string, data: unknown): boolean {
+    this.#told = this.#home.log.newest
+    return control.writeText(this.stream, encode({ event, data, id }, control.newline(this.stream)))
+  }
+
+  #reset(reason: string): void {
+    const { log, resetEvent } = this.#home
+    this.#resetFor = undefined
+    this.#id = undefined
+    this.#cursor = log.newest
+    this.#home.wasReset(reason)
+    if (log.position === undefined || this.#tell(resetEvent, log.position, { reason })) this.#catchUp()
+  }
+}
