@@ -1,0 +1,11 @@
+/** A promise, and the way to resolve it. (Promise.withResolvers is not there in Node 20.) */
+export interface Deferred<T> {
+  readonly promise: Promise<T>
+  resolve(value: T): void
+}
+
+export const deferred = <T>(): Deferred<T> => {
+  let resolve!: (value: T) => void
+  const promise = new Promise<T>(done => (resolve = done))
+  return { promise, resolve }
+}

@@ -1,0 +1,77 @@
+import type { Newline, SseEvent } from './event.ts'
+import type { Request, Response } from './http.ts'
+import type { Outlet } from './outlet.ts'
+
+/**
+ * Why a stream ended.
+ *
+ * - `client`: the client left.
+ * - `closed`: `close()`, the end of a piped source, or outer middleware that answered otherwise.
+ * - `error`: the handler, a source or outer middleware failed.
+ * - `slow`: more than `maxBuffer` bytes would have waited.
+ * - `stalled`: the client read nothing for `stallTimeout`.
+ * - `expired`: `maxAge` was reached.
+ * - `shutdown`: the middleware's `close()`.
+ */
+export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
+
+// What work that is tied to a client fails of when the client leaves.
+const CONSEQUENCES = new Set([
+  'ABORT_ERR',
+  'ECONNRESET',
+  'EPIPE',
+  'ERR_STREAM_PREMATURE_CLOSE',
+  'ERR_STREAM_DESTROYED',
+  'ERR_SSE_HUB_CLOSED',
+  'ERR_SSE_NOT_OPEN',
+])
+
+/** Whether an error of a handler follows from how its stream has ended, and is no news. */
+export const follows = (reason: CloseReason, error: unknown): boolean => {
+  if (reason === 'error') return true
+  if (!(error instanceof Error)) return false
+  return error.name === 'AbortError' || ('code' in error && CONSEQUENCES.has(String(error.code)))
+}
+
+/** What a stream needs to know of its options. */
+export interface StreamSettings {
+  readonly heartbeat: number | false
+  readonly heartbeatText: string
+  readonly retry: number | undefined
+  readonly newline: Newline
+  readonly highWaterMark: number
+  readonly maxBuffer: number
+  readonly stallTimeout: number | false
+  readonly maxAge: number | false
+}
+
+/** One request, as the middleware shows it to its stream. */
+export interface Exchange<S> {
+  readonly req: Request
+  readonly res: Response
+  readonly settings: StreamSettings
+  /** True when the handler has said what to answer. */
+  readonly answered: boolean
+  /** Throws what the client is to be told when no more streams may open; or returns the milliseconds after which it is to come back. */
+  admit(): number | undefined
+  /** The same where none may open in any case. */
+  turnAway(politely: boolean): number
+  /** The stream opens: its body becomes the response's. */
+  enter(stream: S, outlet: Outlet): void
+  /** The stream has ended; bytes may still be on their way. */
+  ended(stream: S): void
+  /** The response is over. */
+  over(stream: S): void
+  /** Tells the app of an error, and answers with the last event for the client. */
+  report(error: unknown): string | SseEvent | undefined
+}
+
+/** A hub's end of a stream. */
+export interface Feed {
+  /** There is room again, after a write that left none. */
+  drained(): void
+  /** What goes out in place of a heartbeat's comment, if anything. */
+  heartbeat(): string | undefined
+  /** The stream has ended. */
+  ended(): void
+}

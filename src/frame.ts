@@ -1,0 +1,63 @@
+/**
+ * Bytes that may go to many streams, and that are made ready for the wire once for all of them.
+ *
+ * Frames that follow each other are joined when they are written, and the same neighbours give the same joined frame, so that a
+ * burst is put together once, too.
+ */
+export class Frame {
+  /** Of the payload. */
+  readonly bytes: number
+  #parts: [Frame, Frame] | undefined
+  #chunk: Buffer | undefined
+  #start = 0
+
+  constructor(content: string | [Frame, Frame]) {
+    if (typeof content === 'string') {
+      this.bytes = Buffer.byteLength(content)
+      this.#frame(Buffer.from(content))
+    } else {
+      this.bytes = content[0].bytes + content[1].bytes
+      this.#parts = content
+    }
+  }
+
+  /** As one chunk of HTTP/1.1's chunked coding (RFC 9112, section 7.1). */
+  get chunk(): Buffer {
+    if (this.#parts !== undefined) {
+      const payloads: Buffer[] = []
+      // No recursion: a row of small frames is a deep tree, all of its depth on this side.
+      let left: [Frame, Frame] | undefined = this.#parts
+      while (left !== undefined) {
+        payloads.push(left[1].payload)
+        if (left[0].#parts === undefined) payloads.push(left[0].payload)
+        left = left[0].#parts
+      }
+      this.#parts = undefined
+      this.#frame(Buffer.concat(payloads.toReversed()))
+    }
+    return this.#chunk!
+  }
+
+  get payload(): Buffer {
+    const { chunk } = this
+    return chunk.subarray(this.#start, this.#start + this.bytes)
+  }
+
+  /** This frame and the next one. */
+  join(next: Frame): Frame {
+    if (lastJoin?.a !== this || lastJoin.b !== next) lastJoin = { a: this, b: next, joined: new Frame([this, next]) }
+    return lastJoin.joined
+  }
+
+  #frame(payload: Buffer): void {
+    const head = `${payload.length.toString(16)}\r\n`
+    this.#start = head.length
+    this.#chunk = Buffer.allocUnsafe(head.length + payload.length + 2)
+    this.#chunk.write(head, 'latin1')
+    payload.copy(this.#chunk, head.length)
+    this.#chunk.write('\r\n', head.length + payload.length, 'latin1')
+  }
+}
+
+// All of a channel's streams join the same two frames, one stream after the other.
+let lastJoin: { a: Frame; b: Frame; joined: Frame } | undefined

@@ -1,0 +1,48 @@
+import { encode, type SseEvent } from './event.ts'
+import { control, type EventStream } from './event-stream.ts'
+import { checkKeys, milliseconds, nonNegativeInteger } from './validate.ts'
+
+/** How streams are shut down. */
+export interface CloseOptions {
+  /** A last event for every client. Default: none. */
+  event?: string | SseEvent | undefined
+  /** Each client is told to come back after a random time between this and twice this. Milliseconds, default 2 000. */
+  retry?: number | undefined
+  /** After so long the connections that are still there are destroyed. Milliseconds, default 5 000. */
+  graceMs?: number | undefined
+}
+
+/** {@link CloseOptions}, checked. */
+export interface Farewell {
+  readonly event: SseEvent | undefined
+  readonly retry: number
+  readonly graceMs: number
+}
+
+/** Throws a TypeError or RangeError for a wrong farewell. */
+export const checkCloseOptions = (options: CloseOptions): Farewell => {
+  checkKeys('options', options, ['event', 'retry', 'graceMs'])
+  const { event, retry = 2_000, graceMs = 5_000 } = options
+  nonNegativeInteger('retry', retry)
+  milliseconds('graceMs', graceMs)
+  if (event !== undefined) encode(event)
+  return { event: typeof event === 'string' ? { data: event } : event, retry, graceMs }
+}
+
+/** A random whole number between `ms` and twice `ms`, so that clients which left together do not come back together. */
+export const jittered = (ms: number): number => Math.min(ms + Math.floor(Math.random() * (ms + 1)), Number.MAX_SAFE_INTEGER)
+
+/** Ends all `streams`, and resolves when their responses are over, or have been destroyed after the grace period. */
+export const shutDown = async (streams: Iterable<EventStream>, { event, retry, graceMs }: Farewell): Promise<void> => {
+  const left = new Set(streams)
+  const over = [...left].map(async stream => {
+    await control.over(stream)
+    left.delete(stream)
+  })
+  for (const stream of left) control.end(stream, 'shutdown', { ...event, retry: jittered(retry) })
+  let timer: NodeJS.Timeout | undefined
+  const grace = new Promise<void>(resolve => (timer = setTimeout(resolve, graceMs)))
+  await Promise.race([Promise.all(over), grace])
+  clearTimeout(timer)
+  for (const stream of left) control.destroy(stream)
+}
