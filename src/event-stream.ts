@@ -5,7 +5,7 @@ import { encode, encodeComment, type Newline, type SseEvent } from './event.ts'
 import { follows, type CloseReason, type Exchange, type Feed } from './exchange.ts'
 import type { Frame } from './frame.ts'
 import { Beats, TICKS } from './heartbeat.ts'
-import { destroy, gone, unblock, watch } from './http.ts'
+import { destroy, gone, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { lastEventId } from './last-event-id.ts'
 import { Outlet, type OutletEvents } from './outlet.ts'
 import { checkSource, Drain, releaseSource, type MappedPipeOptions, type PipeOptions, type Sink, type Source } from './source.ts'
@@ -71,19 +71,19 @@ export let control: StreamControl
  * Made by `sse()` only. For methods of your own, give `sse()` a subclass as its `Stream`.
  */
 export class EventStream {
-  #exchange: Exchange<EventStream>
   #outlet: Outlet | undefined
+  #eventsSent = 0
+  #exchange: Exchange<EventStream>
   #reason: CloseReason | undefined
   /** The handler is done, and did not open. */
   #returned = false
   #failed = false
-  #eventsSent = 0
   #quietTicks = 0
   #writtenBefore = 0
   #stallTicks = -1
   #taken = 0
   #age: NodeJS.Timeout | undefined
-  #unwatch: (() => void) | undefined
+  #watcher: Watcher | undefined
   #controller: AbortController | undefined
   #closed: Deferred<CloseReason> | undefined
   #onOpen: (() => void) | undefined
@@ -352,7 +352,7 @@ export class EventStream {
   #feed(feed: Feed): boolean {
     this.open()
     if (!this.#isOpen) return false
-    this.#feeds = [...(this.#feeds ?? []), feed]
+    this.#feeds = this.#feeds === undefined ? [feed] : [...this.#feeds, feed]
     return true
   }
 
@@ -449,27 +449,24 @@ export class EventStream {
   }
 
   #watch(): void {
-    if (this.#unwatch !== undefined || this.#returned || this.#failed || this.#reason !== undefined) return
+    if (this.#watcher !== undefined || this.#returned || this.#failed || this.#reason !== undefined) return
     const { req, res } = this.#exchange
     if (gone(req, res)) return this.#end('client', 'discard')
-    this.#unwatch = watch(
-      req,
-      res,
-      () => {
-        this.#end('client', 'discard')
-        // What still waits would wait for ever.
-        destroy(res)
-      },
-      () => {
-        this.#responseClosed()
-        this.#over()
-      },
-    )
+    this.#watcher = { left: () => this.#left(), over: () => this.#over() }
+    watch(req, res, this.#watcher)
   }
 
   #stopWatching(): void {
-    this.#unwatch?.()
-    this.#unwatch = undefined
+    if (this.#watcher === undefined) return
+    const { req, res } = this.#exchange
+    unwatch(req, res, this.#watcher)
+    this.#watcher = undefined
+  }
+
+  #left(): void {
+    this.#end('client', 'discard')
+    // What still waits would wait for ever.
+    destroy(this.#exchange.res)
   }
 
   #end(reason: CloseReason, ending: Ending, last?: string): void {
@@ -493,6 +490,8 @@ export class EventStream {
   }
 
   #over(): void {
+    this.#stopWatching()
+    this.#responseClosed()
     const { stallTimeout } = this.#exchange.settings
     if (stallTimeout !== false) EventStream.#stalls.leave(this, stallTimeout)
     this.#outlet?.abandon()

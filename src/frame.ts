@@ -14,7 +14,7 @@ export class Frame {
   constructor(content: string | [Frame, Frame]) {
     if (typeof content === 'string') {
       this.bytes = Buffer.byteLength(content)
-      this.#frame(Buffer.from(content))
+      this.#allocate().write(content, this.#start)
     } else {
       this.bytes = content[0].bytes + content[1].bytes
       this.#parts = content
@@ -33,7 +33,9 @@ export class Frame {
         left = left[0].#parts
       }
       this.#parts = undefined
-      this.#frame(Buffer.concat(payloads.toReversed()))
+      const chunk = this.#allocate()
+      let end = this.#start + this.bytes
+      for (const payload of payloads) payload.copy(chunk, (end -= payload.length))
     }
     return this.#chunk!
   }
@@ -49,13 +51,14 @@ export class Frame {
     return lastJoin.joined
   }
 
-  #frame(payload: Buffer): void {
-    const head = `${payload.length.toString(16)}\r\n`
+  /** A chunk that lacks its payload. */
+  #allocate(): Buffer {
+    const head = `${this.bytes.toString(16)}\r\n`
     this.#start = head.length
-    this.#chunk = Buffer.allocUnsafe(head.length + payload.length + 2)
-    this.#chunk.write(head, 'latin1')
-    payload.copy(this.#chunk, head.length)
-    this.#chunk.write('\r\n', head.length + payload.length, 'latin1')
+    const chunk = Buffer.allocUnsafe(head.length + this.bytes + 2)
+    chunk.write(head, 'latin1')
+    chunk.write('\r\n', head.length + this.bytes, 'latin1')
+    return (this.#chunk = chunk)
   }
 }
 

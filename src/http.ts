@@ -19,60 +19,58 @@ export const gone = (req: Request, res: Response): boolean => {
   return res.destroyed || req.socket.destroyed || req.socket.readableEnded
 }
 
-/** Calls `left` when the client leaves, which a pipelined response is not told of before its turn. Returns the way to stop it. */
-const watchPipelined = (socket: Socket, left: () => void): (() => void) => {
+/** Who is told of a response's end. */
+export interface Watcher {
+  /** The client goes; again perhaps, in other ways. */
+  readonly left: () => void
+  /** The response is over, whoever ended it. */
+  readonly over: () => void
+}
+
+// Responses that wait for their turn on a pipelining client's socket, which are told of nothing before it.
+const pipelined = new WeakMap<Socket, { all: Set<Watcher>; tell: () => void }>()
+
+const watchPipelined = (socket: Socket, watcher: Watcher): void => {
   // One listener for all that wait: there may be dozens, and Node warns of more than ten.
   let waiting = pipelined.get(socket)
   if (waiting === undefined) {
-    const all = new Set<() => void>()
+    const all = new Set<Watcher>()
     const tell = (): void => {
-      for (const each of all) each()
+      for (const { left, over } of all) {
+        left()
+        over()
+      }
     }
     waiting = { all, tell }
     pipelined.set(socket, waiting)
     socket.on('end', tell).on('close', tell)
   }
-  const { all, tell } = waiting
-  all.add(left)
-  return () => {
-    all.delete(left)
-    if (all.size > 0) return
-    socket.removeListener('end', tell).removeListener('close', tell)
-    pipelined.delete(socket)
-  }
+  waiting.all.add(watcher)
 }
 
-const pipelined = new WeakMap<Socket, { all: Set<() => void>; tell: () => void }>()
+const unwatchPipelined = (socket: Socket, watcher: Watcher): void => {
+  const waiting = pipelined.get(socket)
+  if (waiting?.all.delete(watcher) !== true || waiting.all.size > 0) return
+  socket.removeListener('end', waiting.tell).removeListener('close', waiting.tell)
+  pipelined.delete(socket)
+}
 
-/**
- * Calls `left` when the client goes (again perhaps, in other ways) and `over` once, when the response is over, whoever ended it.
- * Returns the function that stops it.
- */
-export const watch = (req: Request, res: Response, left: () => void, over: () => void): (() => void) => {
-  const closed = (): void => {
-    stop()
-    over()
-  }
-  let unwatch: () => void
-  if ('stream' in res) {
-    // HTTP/2 has one socket for many streams, and tells each of them.
-    unwatch = () => {}
-  } else if (res.socket === null) {
-    unwatch = watchPipelined(req.socket, () => {
-      left()
-      closed()
-    })
-  } else {
-    // While a write waits for the client, a FIN raises no `close`: only the socket's `end` tells.
-    req.socket.on('end', left)
-    unwatch = () => req.socket.removeListener('end', left)
-  }
-  const stop = (): void => {
-    res.removeListener('close', closed)
-    unwatch()
-  }
-  res.on('close', closed)
-  return stop
+/** Tells `watcher`, until {@link unwatch}. */
+export const watch = (req: Request, res: Response, watcher: Watcher): void => {
+  res.on('close', watcher.over)
+  // HTTP/2 has one socket for many streams, and tells each of them.
+  if ('stream' in res) return
+  if (res.socket === null) watchPipelined(req.socket, watcher)
+  // While a write waits for the client, a FIN raises no `close`: only the socket's `end` tells.
+  else req.socket.on('end', watcher.left)
+}
+
+/** Undoes {@link watch}. */
+export const unwatch = (req: Request, res: Response, watcher: Watcher): void => {
+  res.removeListener('close', watcher.over)
+  if ('stream' in res) return
+  req.socket.removeListener('end', watcher.left)
+  unwatchPipelined(req.socket, watcher)
 }
 
 /** Reads and drops a body that nobody reads. Unread, it pauses an HTTP/1 socket, and a client that leaves is never noticed. */

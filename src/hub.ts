@@ -399,12 +399,19 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     }
   }
 
+  /** Most ask for what others ask for, and need no set of their own. */
+  #shared(channels: ReadonlySet<string>): ReadonlySet<string> {
+    const [first] = channels
+    const [peer] = (first === undefined ? undefined : this.#channels.get(first)) ?? []
+    return peer?.channels.size === channels.size && [...channels].every(name => peer.channels.has(name)) ? peer.channels : channels
+  }
+
   async #subscribe(stream: EventStream, channels: Set<string>, { filter, replay, from }: CheckedSubscribeOptions): Promise<Subscription> {
     if (this.#closing !== undefined) {
       control.turnAway(stream, true)
       throw closedError()
     }
-    const subscriber = new Subscriber(stream, channels, filter, this.#home)
+    const subscriber = new Subscriber(stream, this.#shared(channels), filter, this.#home)
     if (this.#subscribers.size >= this.#maxSubscribers) {
       control.turnAway(stream, false)
       return subscriber

@@ -175,12 +175,13 @@ class KoaExchange implements Exchange<EventStream> {
     this.#group.streams.add(stream)
     this.#group.size++
     // A body that is there already brought its own type along; a type without a body was the handler's choice.
-    if (ctx.body != null || !ctx.res.hasHeader('Content-Type')) ctx.set('Content-Type', 'text/event-stream')
-    if (!ctx.res.hasHeader('Cache-Control')) ctx.set('Cache-Control', 'no-cache, no-transform')
-    if (!ctx.res.hasHeader('X-Accel-Buffering')) ctx.set('X-Accel-Buffering', 'no')
-    if (ctx.req.httpVersion === '1.1' && !ctx.res.hasHeader('Connection')) {
-      if (!ctx.res.shouldKeepAlive) closeAfter(ctx.req, ctx.res)
-      ctx.set('Connection', 'keep-alive')
+    const { req, res } = ctx
+    if (ctx.body != null || !res.hasHeader('Content-Type')) res.setHeader('Content-Type', 'text/event-stream')
+    if (!res.hasHeader('Cache-Control')) res.setHeader('Cache-Control', 'no-cache, no-transform')
+    if (!res.hasHeader('X-Accel-Buffering')) res.setHeader('X-Accel-Buffering', 'no')
+    if (req.httpVersion === '1.1' && !res.hasHeader('Connection')) {
+      if (!res.shouldKeepAlive) closeAfter(req, res)
+      res.setHeader('Connection', 'keep-alive')
     }
     // It would cut the stream short.
     ctx.remove('Content-Length')
@@ -218,25 +219,44 @@ class KoaExchange implements Exchange<EventStream> {
   }
 }
 
+/** What {@link onerror} has to know of a context. */
+interface Intercepted {
+  readonly stream: EventStream
+  readonly exchange: KoaExchange
+  readonly onerror: Context['onerror']
+}
+
+const INTERCEPTED = Symbol('koa-sse errors')
+
+/** A context whose errors come here first. */
+interface InterceptedContext extends Context {
+  [INTERCEPTED]?: Intercepted
+}
+
 /**
  * Koa takes every disconnect for an error of the body or the response, and from 3.1 on reports it. By the time it does, the
  * stream knows better. What is left are outer middleware that throw, and a wrapper of the body that fails.
  */
-const interceptErrors = (ctx: Context, stream: EventStream, exchange: KoaExchange): void => {
-  const { req, res } = ctx
-  // oxlint-disable-next-line typescript/unbound-method -- a bound copy for each request is what this saves
-  const { onerror } = ctx
-  ctx.onerror = error => {
-    if (error == null) return
-    if (!control.wasOpened(stream)) {
-      // While the handler runs, nobody but the broken connection itself can have complained.
-      if (!exchange.pending || !gone(req, res)) onerror.call(ctx, error)
-    } else if (res.headersSent) {
-      if (control.wrapperFailed(stream, error)) destroy(res)
-    } else if (!gone(req, res)) {
-      control.discard(stream, 'error')
-      onerror.call(ctx, error)
-    }
+const interceptErrors = (ctx: InterceptedContext, stream: EventStream, exchange: KoaExchange): void => {
+  // oxlint-disable-next-line typescript/unbound-method -- it is called on a context
+  const before = ctx[INTERCEPTED]?.onerror ?? ctx.onerror
+  ctx[INTERCEPTED] = { stream, exchange, onerror: before }
+  ctx.onerror = onerror
+}
+
+// One function for all contexts, and not a closure for each.
+function onerror(this: InterceptedContext, error: Error): void {
+  if (error == null) return
+  const { req, res } = this
+  const { stream, exchange, onerror: before } = this[INTERCEPTED]!
+  if (!control.wasOpened(stream)) {
+    // While the handler runs, nobody but the broken connection itself can have complained.
+    if (!exchange.pending || !gone(req, res)) before.call(this, error)
+  } else if (res.headersSent) {
+    if (control.wrapperFailed(stream, error)) destroy(res)
+  } else if (!gone(req, res)) {
+    control.discard(stream, 'error')
+    before.call(this, error)
   }
 }
 

@@ -1,8 +1,10 @@
+import type { ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
 import { PassThrough, type TransformCallback } from 'node:stream'
 import { deferred, type Deferred } from './deferred.ts'
 import { Frame } from './frame.ts'
 import { cut, type Response } from './http.ts'
-import { claimChunks, writeTo, type Draining } from './response-sink.ts'
+import { chunkSocket, claimChunks, writeChunk, writeResponse, type Draining } from './response-sink.ts'
 
 // An event is written in one go, unless it is longer than this: then the progress of a slow reader shows, piece by piece.
 const PIECE = 65_536
@@ -30,6 +32,24 @@ const thisTurn = (): number => {
     })
   }
   return turn
+}
+
+// Those that gather bytes in this turn. One callback for all: a hub's event reaches thousands at once.
+let gathering: Outlet[] = []
+
+const flushGathered = (): void => {
+  const outlets = gathering
+  gathering = []
+  let done = 0
+  try {
+    while (done < outlets.length) Outlet.flush(outlets[done++]!)
+  } finally {
+    // A response that somebody has made throw is not the others' fault.
+    if (done < outlets.length) {
+      gathering = [...outlets.slice(done), ...gathering]
+      process.nextTick(flushGathered)
+    }
+  }
 }
 
 /** The body that a handler and outer middleware see. What others write to it goes the way of all bytes; what comes out is the outlet's. */
@@ -73,36 +93,39 @@ class Body extends PassThrough {
  * response, where Koa would have piped the one into the other ({@link goDirect}).
  */
 export class Outlet {
-  readonly on: OutletEvents
-  readonly body: PassThrough
-  /** Bytes that were taken in. */
-  bytesWritten = 0
-  readonly #res: Response
-  readonly #highWaterMark: number
-  readonly #maxBuffer: number
+  // What every write touches comes first: with thousands of streams it is the memory that takes the time.
   /** `undefined`: not known yet. `null`: over. */
   #sink: PassThrough | Response | null | undefined
-  /** Chunks may be framed here. */
-  #chunks = false
-  /** What is left of bytes that are written piece by piece. */
-  #rest: Buffer | undefined
-  /** Waits behind `#rest`. */
-  #text = ''
+  /** Chunks may go to it. */
+  #socket: Socket | undefined
   /** Waits behind `#rest`, in place of `#text`. */
   #frame: Frame | undefined
+  /** Waits behind `#rest`. */
+  #text = ''
+  /** What is left of bytes that are written piece by piece. */
+  #rest: Buffer | undefined
   /** Bytes of the three. */
   #pending = 0
+  /** Bytes that were taken in. */
+  bytesWritten = 0
   #scheduled = false
   /** Who has to drain before more is written. */
   #blockedBy: PassThrough | Draining | 'turn' | undefined
   #turn = 0
   #writes = 0
-  #onDrain: (() => void) | undefined
+  readonly #highWaterMark: number
   #ending: 'end' | 'cut' | undefined
-  #onFinish: (() => void) | undefined
   #room: Deferred<void> | undefined
   /** A feed waits for room. */
   #full = false
+  readonly on: OutletEvents
+  readonly body: PassThrough
+  readonly #res: Response
+  readonly #maxBuffer: number
+  /** The response, if its chunks may be framed here. */
+  #chunks: ServerResponse | undefined
+  #onDrain: (() => void) | undefined
+  #onFinish: (() => void) | undefined
 
   constructor(res: Response, on: OutletEvents, highWaterMark: number, maxBuffer: number) {
     this.on = on
@@ -136,7 +159,7 @@ export class Outlet {
   /** From now on bytes go past the body, into the response. */
   goDirect(): void {
     this.#sink = this.#res
-    this.#chunks = claimChunks(this.#res)
+    if (claimChunks(this.#res)) this.#chunks = this.#res
     this.#flush()
   }
 
@@ -208,7 +231,8 @@ export class Outlet {
 
   static readonly #turnEnded = (outlet: Outlet): void => outlet.#unblock()
 
-  static readonly #flushScheduled = (outlet: Outlet): void => {
+  /** Writes what `outlet` has gathered. */
+  static flush(outlet: Outlet): void {
     outlet.#scheduled = false
     outlet.#flush()
   }
@@ -226,7 +250,7 @@ export class Outlet {
     else if (!this.#scheduled) {
       this.#scheduled = true
       // After all microtasks of this turn: whatever a source has ready comes along.
-      process.nextTick(Outlet.#flushScheduled, this)
+      if (gathering.push(this) === 1) process.nextTick(flushGathered)
     }
   }
 
@@ -266,7 +290,7 @@ export class Outlet {
     if (this.#sink === this.body) {
       if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
     } else {
-      const full = writeTo(this.#res, this.#chunks, what)
+      const full = this.#write(what)
       this.#blockedBy = full
       full?.once('drain', (this.#onDrain ??= () => this.#unblock()))
     }
@@ -274,6 +298,15 @@ export class Outlet {
     if (this.#turn !== now) this.#writes = 0
     this.#turn = now
     if (++this.#writes >= WRITES_PER_TURN && this.#blockedBy === undefined) this.#waitForTurn()
+  }
+
+  /** Past the body, into the response. Returns who is full now. */
+  #write(what: string | Buffer | Frame): Draining | undefined {
+    if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
+      this.#socket ??= chunkSocket(this.#chunks)
+      if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
+    }
+    return writeResponse(this.#res, what) ? undefined : this.#res
   }
 
   #waitForTurn(): void {

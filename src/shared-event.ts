@@ -18,18 +18,24 @@ export class SharedEvent {
   readonly entry: BrokerEntry
   /** The id that stands on the wire: the event's own, if it has one. */
   readonly id: string
-  readonly #frames: { [N in Newline]?: Frame } = {}
+  readonly #frame: Frame
+  /** For newlines other than LF. */
+  #others: { [N in Newline]?: Frame } | undefined
   #view: HubEvent | undefined
 
   /** Throws a TypeError for what cannot be encoded. */
   constructor(entry: BrokerEntry) {
     this.entry = entry
     this.id = entry.event.id ?? entry.id
-    this.frame('\n')
+    this.#frame = this.#encoded('\n')
   }
 
   frame(newline: Newline): Frame {
-    return (this.#frames[newline] ??= new Frame(encode({ ...this.entry.event, id: this.id }, newline)))
+    return newline === '\n' ? this.#frame : ((this.#others ??= {})[newline] ??= this.#encoded(newline))
+  }
+
+  #encoded(newline: Newline): Frame {
+    return new Frame(encode({ ...this.entry.event, id: this.id }, newline))
   }
 
   /** The event for filters. */

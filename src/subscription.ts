@@ -1,5 +1,5 @@
 import type { BrokerEntry } from './broker.ts'
-import { encode } from './event.ts'
+import { encode, type Newline } from './event.ts'
 import { control, type EventStream } from './event-stream.ts'
 import type { Feed } from './exchange.ts'
 import type { Log } from './log.ts'
@@ -43,6 +43,16 @@ export interface Home {
 // A client that has missed more than this reads the state again sooner than the history.
 const MAX_REPLAY = 5_000
 
+let last = { event: '', id: '', data: '', newline: '\n', text: '' }
+
+/** What one subscription is told, and not published; a crowd that comes at once, or is reset, is told the same. */
+const notice = (event: string, id: string, data: string, newline: Newline): string => {
+  if (last.event !== event || last.id !== id || last.data !== data || last.newline !== newline) {
+    last = { event, id, data, newline, text: encode({ event, id, data }, newline) }
+  }
+  return last.text
+}
+
 /**
  * A cursor over the hub's log, and the channels that it stops at.
  *
@@ -51,11 +61,16 @@ const MAX_REPLAY = 5_000
  */
 export class Subscriber implements Subscription, Feed {
   readonly stream: EventStream
-  readonly channels: ReadonlySet<string>
   readonly #home: Home
   readonly #filter: ((event: HubEvent) => boolean) | undefined
+  readonly #newline: Newline
   /** The number of the last event that was dealt with. Undefined: live. */
   #cursor: number | undefined = -1
+  /** The number that the client was last told of. */
+  #told = -1
+  /** Why it is to be reset as soon as there is room. */
+  #resetFor: string | undefined
+  readonly channels: ReadonlySet<string>
   /** In place of a number. */
   #id: string | undefined
   /** Nothing is sent before {@link join}. */
@@ -63,16 +78,13 @@ export class Subscriber implements Subscription, Feed {
   #closed = false
   #reading = false
   #replayed = 0
-  /** The number that the client was last told of. */
-  #told = -1
-  /** Why it is to be reset as soon as there is room. */
-  #resetFor: string | undefined
 
   constructor(stream: EventStream, channels: ReadonlySet<string>, filter: ((event: HubEvent) => boolean) | undefined, home: Home) {
     this.stream = stream
     this.channels = channels
     this.#filter = filter
     this.#home = home
+    this.#newline = control.newline(stream)
   }
 
   /** Finds its place in the log, which is known by now. */
@@ -133,7 +145,7 @@ export class Subscriber implements Subscription, Feed {
     const { log, positionEvent } = this.#home
     if (this.#cursor !== undefined || log.newest <= this.#told || log.position === undefined) return
     this.#told = log.newest
-    return encode({ event: positionEvent, data: '', id: log.position }, control.newline(this.stream))
+    return notice(positionEvent, log.position, '', this.#newline)
   }
 
   ended(): void {
@@ -221,7 +233,7 @@ export class Subscriber implements Subscription, Feed {
     if (this.#filter !== undefined && (!this.#passes(event) || this.#closed)) return true
     this.#told = number
     this.#home.delivered()
-    return control.sendFrame(this.stream, event.frame(control.newline(this.stream)))
+    return control.sendFrame(this.stream, event.frame(this.#newline))
   }
 
   #passes(event: SharedEvent): boolean {
@@ -233,9 +245,9 @@ export class Subscriber implements Subscription, Feed {
     }
   }
 
-  #tell(event: string, id: string, data: unknown): boolean {
+  #tell(event: string, id: string, data: string): boolean {
     this.#told = this.#home.log.newest
-    return control.writeText(this.stream, encode({ event, data, id }, control.newline(this.stream)))
+    return control.writeText(this.stream, notice(event, id, data, this.#newline))
   }
 
   #reset(reason: string): void {
@@ -244,6 +256,6 @@ export class Subscriber implements Subscription, Feed {
     this.#id = undefined
     this.#cursor = log.newest
     this.#home.wasReset(reason)
-    if (log.position === undefined || this.#tell(resetEvent, log.position, { reason })) this.#catchUp()
+    if (log.position === undefined || this.#tell(resetEvent, log.position, JSON.stringify({ reason }))) this.#catchUp()
   }
 }
