@@ -153,7 +153,7 @@ export class Reader {
       if (performance.now() - last < CLOSE) await setTimeout(CLOSE)
       last = performance.now()
       const from = redisIdOf(this.#newest!)
-      await connection.within(block + BELL_GRACE, async () => connection.redis.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
+      await connection.within(block + BELL_GRACE, async () => connection.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
     }
   }
 

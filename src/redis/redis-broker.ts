@@ -10,6 +10,7 @@ import { evictionFault, readPage, type PageReader } from './page.ts'
 import { Pulse } from './pulse.ts'
 import { Reader, type GapReason } from './reader.ts'
 import { Replay } from './replay.ts'
+import { Route } from './route.ts'
 import { MOST_UNDER_WAY } from './seen.ts'
 import { Writer } from './writer.ts'
 
@@ -131,7 +132,8 @@ export class RedisBroker implements Broker {
     if (typeof strict !== 'boolean') throw new TypeError(expected('strict', 'a boolean', strict))
 
     const onFailure = (error: unknown): void => this.#errors.tell(error)
-    const link = (): Link => new Link({ server, load: parts.load, onFailure })
+    const route = new Route()
+    const link = (): Link => new Link({ server, route, load: parts.load, onFailure })
     const [writes, reads, replays] = [link(), link(), link()]
     this.#links = [writes, reads, replays]
     const writer = new Writer({ link: writes, key, retention, publishTimeout, maxPending, strict, onFailure })
@@ -149,7 +151,7 @@ export class RedisBroker implements Broker {
       housekeep: async () => {
         // All together once per period, about, whoever it is.
         if (Math.random() * Math.max(1, this.#reader?.publishers(3 * HEARTBEAT) ?? 1) >= 1) return
-        await writes.current?.redis.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
+        await writes.current?.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
       },
     })
     this.#makeReader = sink =>

@@ -258,7 +258,7 @@ export class Writer {
     if (this.#underWay++ === 0) this.#heard = performance.now()
     const { key, retention } = this.#options
     const trim = this.newest > retention ? (['MINID', '~', `${this.newest - retention}-0`] as const) : []
-    const reply = connection.redis.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
+    const reply = connection.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
     reply.then(
       id => {
         this.#hear(connection)
@@ -287,7 +287,7 @@ export class Writer {
   }
 
   #waitForReplica(connection: Connection, batch: Message[]): void {
-    void (connection.redis.call('WAIT', 1, REPLICA_TIMEOUT) as Promise<number>).then(
+    void (connection.call('WAIT', 1, REPLICA_TIMEOUT) as Promise<number>).then(
       replicas => {
         for (const message of batch) {
           if (message.acknowledged === undefined) continue
