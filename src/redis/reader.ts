@@ -48,6 +48,7 @@ export class Reader {
   #seen = new Seen()
   #copies = new Set<string>()
   #known: Cursor | undefined
+  #since: Cursor | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
   #begun = 0
   #closed = false
@@ -72,6 +73,11 @@ export class Reader {
   /** The newest entry that the sink was told of. */
   get newest(): Cursor | undefined {
     return this.#newest
+  }
+
+  /** The oldest entry from which on the log is known to have gone on without a break. */
+  get since(): Cursor | undefined {
+    return this.#since
   }
 
   /** Publishers that were heard of within so many milliseconds. */
@@ -210,6 +216,7 @@ export class Reader {
     this.#copies = new Set()
     for (const entry of entries) this.#note(entry)
     this.#known = entries[known]!.cursor
+    this.#since = entries[0]!.cursor
     return { entries, floor }
   }
 

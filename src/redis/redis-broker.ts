@@ -201,6 +201,10 @@ export class RedisBroker implements Broker {
     return this.#replay?.read(after, limit)
   }
 
+  trimmed(id: string): boolean {
+    return this.#replay?.trimmed(id) === true
+  }
+
   stats(): RedisBrokerStats {
     const newest = this.#reader?.newest
     return {
