@@ -1,4 +1,4 @@
-import type { Connection } from './connection.ts'
+import { isReply, type Connection } from './connection.ts'
 import { redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
 
@@ -70,6 +70,16 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
   // A burst that is longer than all of that: the window begins empty.
   const known = enough === -1 ? last : enough
   return { entries, known, floor: Math.max(known, last - WINDOW) }
+}
+
+/** Has all entries to come follow this one, wherever the server's clock stands. */
+export const raise = async (connection: Connection, key: string, above: Cursor): Promise<void> => {
+  try {
+    await connection.within(REPLY_TIMEOUT, async () => connection.call('XSETID', key, redisIdOf(above)))
+  } catch (error) {
+    // Another process was faster, or it is not allowed. Readers look without being woken, too, if later.
+    if (!isReply(error)) throw error
+  }
 }
 
 /** Whether the log has let go of entries on its own account. Redis before 7 does not say. */

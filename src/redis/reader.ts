@@ -4,7 +4,7 @@ import type { Connection } from './connection.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, type Cursor } from './cursor.ts'
 import type { LogEntry, MessageId } from './entry.ts'
 import type { Link } from './link.ts'
-import { isTrimmed, PAGE, readTail, serverTime, type PageReader } from './page.ts'
+import { isTrimmed, PAGE, raise, readTail, serverTime, type PageReader } from './page.ts'
 import { Seen } from './seen.ts'
 
 // Milliseconds between two rounds, at least.
@@ -191,10 +191,12 @@ export class Reader {
   async #beginAgain(connection: Connection, lost: Cursor): Promise<void> {
     const begun = await serverTime(connection)
     const { entries } = await this.#learn(connection)
+    // The server's clock has gone back, perhaps: what is new would have older ids, and wake nobody who waits for what follows the lost one.
+    if (compare(entries.at(-1)!.cursor, lost) < 0) await raise(connection, this.#options.key, lost)
     const isFork = compare(entries[0]!.cursor, lost) <= 0
     const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
     if (this.#closed) return
-    this.#begun = begun
+    this.#begun = Math.max(begun, lost.ms)
     // What we published ourselves may be there.
     for (const entry of entries) if (!this.isCopy(entry.cursor)) this.#options.onEntry(entry)
     this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)

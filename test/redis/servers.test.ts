@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect } from 'chai'
+import { encodeFields } from '../../src/redis/entry.ts'
 import { freePort, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
 import { closeNodes, KEY, node, passes, startedNode } from './support.ts'
@@ -86,6 +87,29 @@ describe('RedisBroker, on a server that', function () {
     await passes('after', b, a, b)
     expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
     expect(await a.broker.read(old, 10)).to.equal(undefined)
+  })
+
+  it('sets its clock back: ids go on from where they were; and when it loses the log too, those who wait for later ones are woken', async () => {
+    const server = await start()
+    // Only the first looks by itself.
+    const a = await startedNode(server.options, {}, { block: 300 })
+    const b = await startedNode(server.options, {}, { block: 60_000 })
+    await passes('before', a, a, b)
+    const ahead = Date.now() + 3_600_000
+    const fields = encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('by a clock that is fast') })
+    await server.command('XADD', KEY, `${ahead}-5`, ...fields)
+    expect(await passes('alive', b, a, b)).to.match(new RegExp(`^${ahead}-6\\.`))
+    expect([...a.sink.gaps, ...b.sink.gaps]).to.deep.equal([])
+    await server.command('DEL', KEY)
+    await until(() => a.sink.gaps.length > 0)
+    const id = await a.broker.publish('a', text('after'))
+    expect(Number.parseInt(id)).to.equal(ahead)
+    await until(() => b.sink.gaps.length > 0)
+    await passes('later', b, a, b)
+    // One of them is no fork in the other's eyes.
+    expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
+    expect([...a.sink.errors, ...b.sink.errors]).to.deep.equal([])
+    for (const { sink } of [a, b]) expect(sink.data.slice(-1)).to.deep.equal(['later'])
   })
 
   it('is another one for the writer than for the reader, though both answer: the heartbeat that does not come back brings them together', async () => {
