@@ -17,8 +17,9 @@ import { Writer } from './writer.ts'
 /** What a {@link RedisBroker} is made of. Times are milliseconds. */
 export interface RedisBrokerOptions {
   /**
-   * Where Redis is: a URL, or the options of ioredis, Sentinels included. Default `'redis://localhost:6379'`. The broker makes its
-   * own connections; it overrides what concerns reconnecting, queueing and time limits of commands, and `keyPrefix`.
+   * Where Redis is: a URL, or the options of ioredis, Sentinels included. Default `'redis://localhost:6379'`. Of a Redis Cluster any
+   * node will do. The broker makes its own connections; it overrides what concerns reconnecting, queueing and time limits of commands,
+   * and `keyPrefix`.
    */
   redis?: string | RedisOptions | undefined
   /** Hubs with the same prefix share one log, the stream `{<prefix>:0}:log`. Default `'sse'`. */

@@ -1,4 +1,5 @@
 import { expect } from 'chai'
+import type { Parts } from '../../src/redis/redis-broker.ts'
 import { RedisCluster } from '../support/cluster.ts'
 import { hasRedis, needsRedis, Proxy } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
@@ -64,19 +65,21 @@ describe('RedisBroker on a Redis Cluster', function () {
     }
   }
 
-  it('finds the node that has the log, whichever it asks first: publishes, follows and reads', async () => {
-    const [a, b] = [await startedNode(cluster.others[0]!.url), await startedNode(cluster.replica.options)]
-    const first = await passes('1', a, a, b)
-    await passes('2', b, a, b)
-    expect(a.sink.events).to.deep.equal(b.sink.events)
-    for (const { broker } of [a, b]) expect((await broker.read(first, 10))?.map(({ event }) => event.data)).to.deep.equal(['2'])
-    await until(() => a.broker.stats().up && b.broker.stats().up)
-    // The way there is no fault, and is found once.
-    for (const { broker, sink } of [a, b]) {
-      expect(sink.errors).to.deep.equal([])
-      expect(broker.stats().reconnects).to.equal(1)
-    }
-  })
+  for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
+    it(`finds the node that has the log, whichever it asks first: publishes, follows and reads, with ioredis ${version}`, async () => {
+      const [a, b] = [await startedNode(cluster.others[0]!.url, {}, { load }), await startedNode(cluster.replica.options, {}, { load })]
+      const first = await passes('1', a, a, b)
+      await passes('2', b, a, b)
+      expect(a.sink.events).to.deep.equal(b.sink.events)
+      for (const { broker } of [a, b]) expect((await broker.read(first, 10))?.map(({ event }) => event.data)).to.deep.equal(['2'])
+      await until(() => a.broker.stats().up && b.broker.stats().up)
+      // The way there is no fault, and is found once.
+      for (const { broker, sink } of [a, b]) {
+        expect(sink.errors).to.deep.equal([])
+        expect(broker.stats().reconnects).to.equal(1)
+      }
+    })
+  }
 
   it('follows the log while it moves to another node: nothing is lost, doubled or disordered, and no publish waits for the end of it', async () => {
     const [a, b] = [await startedNode(cluster.owner.options, {}, { block: 300 }), await startedNode(cluster.others[0]!.options, {}, { block: 300 })]
