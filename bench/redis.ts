@@ -1,10 +1,8 @@
-import { fork } from 'node:child_process'
-import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
 import { Redis } from 'ioredis'
 import type { BrokerEntry, BrokerSink } from '../src/broker.ts'
 import { RedisBroker } from '../src/redis/index.ts'
 import { RedisServer } from '../test/support/redis.ts'
+import { latencies } from './redis-latency.ts'
 
 // npm run bench:redis [-- <seconds per figure>]
 const seconds = Number(process.argv[2] ?? 3)
@@ -32,19 +30,6 @@ const rate = async (count: number, work: () => Promise<unknown>): Promise<number
 }
 
 const quantile = (sorted: readonly number[], q: number): string => sorted[Math.floor((sorted.length - 1) * q)]!.toFixed(2)
-
-if (process.argv[2] === 'publisher') {
-  const broker = new RedisBroker({ redis: process.argv[3]! })
-  await broker.start(sink())
-  process.send!('ready')
-  for (let i = 0; i < 500; i++) {
-    // The clock of both processes is the machine's.
-    await broker.publish('a', { data: `${performance.timeOrigin + performance.now()}` })
-    await new Promise(resolve => setTimeout(resolve, 2))
-  }
-  await broker.close()
-  process.exit()
-}
 
 const server = await RedisServer.start()
 const plain = new Redis(server.options)
@@ -138,18 +123,16 @@ const replayPlain = await rate(1_000, async () => Promise.all(ids.map(async id =
 compare('replays/s of 100 events, 1 000 clients at once', replayOurs, replayPlain)
 await feeder.close()
 
-// From publish() in one process to the sink in another.
-const latencies: number[] = []
-const other = new RedisBroker({ redis: server.options })
-await other.start(sink(({ event }) => latencies.push(performance.timeOrigin + performance.now() - Number(event.data))))
-latencies.length = 0
-const child = fork(fileURLToPath(import.meta.url), ['publisher', server.url], { execArgv: process.execArgv })
-await once(child, 'exit')
-latencies.sort((a, b) => a - b)
-rows.push(['publish in one process to event in another, ms: p50', quantile(latencies, 0.5), ''])
-rows.push(['  … p99', quantile(latencies, 0.99), ''])
+// From publish() in one process, through the hub of another, to its client in a third.
+for (const burst of [1, 10]) {
+  const ours = await latencies('koa-sse', server.url, burst)
+  const theirs = await latencies('plain', server.url, burst)
+  for (const q of [0.5, 0.99]) {
+    rows.push([`publish to HTTP client, two processes, ${burst} every 2 ms: p${q * 100}, ms`, quantile(ours, q), quantile(theirs, q)])
+  }
+}
 
-await Promise.all([other.close(), behind.close()])
+await behind.close()
 plain.disconnect()
 await server.stop()
 print(`\nNode ${process.version}, 200 bytes of data, Redis on the same machine\n\n| | RedisBroker | plain ioredis |\n|---|--:|--:|`)

@@ -62,7 +62,10 @@ export interface Broker {
   read(after: string, limit: number): Promise<BrokerEntry[] | undefined>
   /** True: publishes may come before `start` has resolved, and the broker says how long they wait. Otherwise the hub holds them back. */
   readonly takesEarly?: boolean
-  /** Whether `id` is surely one of this broker's, and only no longer kept: it tells a client why it was reset. Optional. */
+  /**
+   * Whether what stood at the place that `id` names is surely no longer kept: it tells a client why it was reset. Asked as soon as `read` has
+   * proved nothing for it. Optional.
+   */
   trimmed?(id: string): boolean
   /** Figures for `hub.stats()`. Optional: without it a broker counts as up. */
   stats?(): BrokerStats

@@ -13,6 +13,14 @@ export type Load = () => Promise<{ Redis: unknown }>
 /** Where Redis is: a URL, or whatever ioredis takes. */
 export type Server = string | RedisOptions | undefined
 
+/** A node of a cluster. */
+export interface Address {
+  readonly host: string
+  readonly port: number
+  /** The log is on its way to this node, which answers only who says that it knows. */
+  readonly asking: boolean
+}
+
 // From the beginning of a connection to the end of its handshake.
 const OPEN_TIMEOUT = 5_000
 const SENTINEL_ROLE = 'master'
@@ -61,6 +69,8 @@ export const isReply = (error: unknown): error is Error => error instanceof Erro
  */
 export class Connection {
   readonly redis: Redis
+  /** Undefined: the server's own. */
+  readonly address: Address | undefined
   readonly #checkRole: boolean
   #error: unknown
   #over = false
@@ -68,11 +78,15 @@ export class Connection {
   /** Resolves when it is over. */
   readonly ended: Promise<void> = new Promise(resolve => (this.#ended = resolve))
 
-  constructor(Redis: RedisClass, server: Server) {
+  /** `address`: in place of the server's own; credentials, TLS and the like remain. */
+  constructor(Redis: RedisClass, server: Server, address?: Address) {
     this.redis =
       typeof server === 'object'
         ? new Redis({ ...server, ...OVERRIDES } as RedisOptions)
         : new Redis(server ?? 'redis://localhost:6379', OVERRIDES as RedisOptions)
+    this.address = address
+    // By assignment, since what stands in a URL would go before what an option says.
+    if (address !== undefined) Object.assign(this.redis.options, { host: address.host, port: address.port, path: undefined })
     // Without a listener ioredis prints; and what it says at the end is less than what it said here.
     this.redis.on('error', error => (this.#error = error))
     this.redis.once('end', () => {
@@ -97,10 +111,17 @@ export class Connection {
       await this.redis.connect()
       if (!this.#checkRole) return
       // A Sentinel may name a master that is one no more.
-      const [role] = (await this.redis.call('ROLE')) as [string]
+      const [role] = (await this.call('ROLE')) as [string]
       if (role !== SENTINEL_ROLE) throw new Error(`The server that the Sentinels name is a ${role}`)
     })
     return this
+  }
+
+  /** Sends a command. */
+  async call(command: string, ...args: (string | number)[]): Promise<unknown> {
+    // It holds for one command.
+    if (this.address?.asking === true) this.redis.call('ASKING').catch(() => {})
+    return this.redis.call(command, ...args)
   }
 
   /** Does `work` with the connection, which is over if that takes longer than `ms`. */

@@ -1,5 +1,6 @@
 import { SseError } from '../errors.ts'
-import { Connection, loadRedis, type Load, type Server } from './connection.ts'
+import { Connection, isReply, loadRedis, type Load, type Server } from './connection.ts'
+import type { Route } from './route.ts'
 
 const SHORTEST_PAUSE = 50
 const LONGEST_PAUSE = 5_000
@@ -10,6 +11,8 @@ export const closedError = (): SseError => new SseError('ERR_SSE_BROKER_CLOSED',
 /** How a {@link Link} is made. */
 export interface LinkOptions {
   readonly server: Server
+  /** Shared by the links to the same log. */
+  readonly route: Route
   readonly load: Load | undefined
   /** Told of each connection that failed. */
   readonly onFailure: (error: unknown) => void
@@ -62,7 +65,8 @@ export class Link {
     connection.kill(error)
     if (this.#current !== connection) return
     this.#current = undefined
-    this.#fail(error)
+    // One that was only cut is worth another try.
+    this.#fail(connection, error, isReply(error))
   }
 
   /** Ends the connection, and whatever waits for one. */
@@ -74,26 +78,33 @@ export class Link {
   }
 
   async #open(): Promise<Connection> {
-    const Redis = await loadRedis(this.#options.load)
+    const { load, server, route } = this.#options
+    const Redis = await loadRedis(load)
     for (;;) {
       await this.#pause()
       if (this.#closed) throw closedError()
       this.attempts++
-      const connection = (this.#next = new Connection(Redis, this.#options.server))
+      const connection = (this.#next = new Connection(Redis, server, route.next))
       try {
         await connection.open()
-        if (!this.#closed) return (this.#current = connection)
+        if (this.#closed) continue
+        void route.learn(connection)
+        return (this.#current = connection)
       } catch (error) {
         connection.kill(error)
-        this.#fail(error)
+        this.#fail(connection, error, true)
       }
     }
   }
 
-  #fail(error: unknown): void {
+  #fail(connection: Connection, error: unknown, elsewhere: boolean): void {
     if (this.#closed) return
     this.#failures++
-    this.#options.onFailure(error)
+    const { route, onFailure } = this.#options
+    // An answer, and no fault. The pause is for nodes that send us back and forth.
+    if (route.follow(error, connection)) return
+    if (elsewhere) route.turn(connection)
+    onFailure(error)
   }
 
   async #pause(): Promise<void> {

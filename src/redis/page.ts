@@ -1,4 +1,4 @@
-import type { Connection } from './connection.ts'
+import { isReply, type Connection } from './connection.ts'
 import { redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
 
@@ -32,8 +32,7 @@ export const range = async (
   from: string,
   to: string,
   count: number,
-): Promise<RawEntry[]> =>
-  connection.within(REPLY_TIMEOUT, async () => connection.redis.call(command, key, from, to, 'COUNT', count) as Promise<RawEntry[]>)
+): Promise<RawEntry[]> => connection.within(REPLY_TIMEOUT, async () => connection.call(command, key, from, to, 'COUNT', count) as Promise<RawEntry[]>)
 
 /** The end of the log, without a gap. */
 export interface Tail {
@@ -58,7 +57,7 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
     const page = await range(connection, 'XREVRANGE', key, end, '-', PAGE)
     for (const raw of page) entries.push(entries.length <= WINDOW ? decode(raw) : stripped(decode(raw)))
     if (entries.length === 0) {
-      await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('XADD', key, '*', ...encodeFields(nextId(), { begin: true })))
+      await connection.within(REPLY_TIMEOUT, async () => connection.call('XADD', key, '*', ...encodeFields(nextId(), { begin: true })))
       return readTail(connection, key, lookBack, nextId)
     }
     whole = page.length < PAGE
@@ -73,9 +72,19 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
   return { entries, known, floor: Math.max(known, last - WINDOW) }
 }
 
+/** Has all entries to come follow this one, wherever the server's clock stands. */
+export const raise = async (connection: Connection, key: string, above: Cursor): Promise<void> => {
+  try {
+    await connection.within(REPLY_TIMEOUT, async () => connection.call('XSETID', key, redisIdOf(above)))
+  } catch (error) {
+    // Another process was faster, or it is not allowed. Readers look without being woken, too, if later.
+    if (!isReply(error)) throw error
+  }
+}
+
 /** Whether the log has let go of entries on its own account. Redis before 7 does not say. */
 export const isTrimmed = async (connection: Connection, key: string): Promise<boolean> => {
-  const info = await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('XINFO', 'STREAM', key))
+  const info = await connection.within(REPLY_TIMEOUT, async () => connection.call('XINFO', 'STREAM', key))
   // By turns with RESP2, and with RESP3 where the client maps it so.
   const flat: unknown[] = Array.isArray(info) ? info : Object.entries(info as object).flat()
   const figure = (name: string): number => Number(flat[flat.indexOf(name) + 1])
@@ -84,13 +93,13 @@ export const isTrimmed = async (connection: Connection, key: string): Promise<bo
 
 /** The server's clock, in milliseconds. */
 export const serverTime = async (connection: Connection): Promise<number> => {
-  const [seconds, micros] = (await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('TIME'))) as [string, string]
+  const [seconds, micros] = (await connection.within(REPLY_TIMEOUT, async () => connection.call('TIME'))) as [string, string]
   return Number(seconds) * 1_000 + Math.floor(Number(micros) / 1_000)
 }
 
 /** What is wrong with how the server makes room, if anything. */
 export const evictionFault = async (connection: Connection): Promise<string | undefined> => {
-  const info = (await connection.within(REPLY_TIMEOUT, async () => connection.redis.call('INFO', 'memory'))) as string
+  const info = (await connection.within(REPLY_TIMEOUT, async () => connection.call('INFO', 'memory'))) as string
   const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1]
   const most = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0)
   if (most === 0 || policy?.startsWith('allkeys') !== true) return undefined

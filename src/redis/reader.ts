@@ -4,7 +4,7 @@ import type { Connection } from './connection.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, type Cursor } from './cursor.ts'
 import type { LogEntry, MessageId } from './entry.ts'
 import type { Link } from './link.ts'
-import { isTrimmed, PAGE, readTail, serverTime, type PageReader } from './page.ts'
+import { isTrimmed, PAGE, raise, readTail, serverTime, type PageReader } from './page.ts'
 import { Seen } from './seen.ts'
 
 // Milliseconds between two rounds, at least.
@@ -48,6 +48,7 @@ export class Reader {
   #seen = new Seen()
   #copies = new Set<string>()
   #known: Cursor | undefined
+  #since: Cursor | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
   #begun = 0
   #closed = false
@@ -72,6 +73,11 @@ export class Reader {
   /** The newest entry that the sink was told of. */
   get newest(): Cursor | undefined {
     return this.#newest
+  }
+
+  /** The oldest entry from which on the log is known to have gone on without a break. */
+  get since(): Cursor | undefined {
+    return this.#since
   }
 
   /** Publishers that were heard of within so many milliseconds. */
@@ -153,7 +159,7 @@ export class Reader {
       if (performance.now() - last < CLOSE) await setTimeout(CLOSE)
       last = performance.now()
       const from = redisIdOf(this.#newest!)
-      await connection.within(block + BELL_GRACE, async () => connection.redis.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
+      await connection.within(block + BELL_GRACE, async () => connection.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
     }
   }
 
@@ -185,10 +191,12 @@ export class Reader {
   async #beginAgain(connection: Connection, lost: Cursor): Promise<void> {
     const begun = await serverTime(connection)
     const { entries } = await this.#learn(connection)
+    // The server's clock has gone back, perhaps: what is new would have older ids, and wake nobody who waits for what follows the lost one.
+    if (compare(entries.at(-1)!.cursor, lost) < 0) await raise(connection, this.#options.key, lost)
     const isFork = compare(entries[0]!.cursor, lost) <= 0
     const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
     if (this.#closed) return
-    this.#begun = begun
+    this.#begun = Math.max(begun, lost.ms)
     // What we published ourselves may be there.
     for (const entry of entries) if (!this.isCopy(entry.cursor)) this.#options.onEntry(entry)
     this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)
@@ -210,6 +218,7 @@ export class Reader {
     this.#copies = new Set()
     for (const entry of entries) this.#note(entry)
     this.#known = entries[known]!.cursor
+    this.#since = entries[0]!.cursor
     return { entries, floor }
   }
 

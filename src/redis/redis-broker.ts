@@ -10,14 +10,16 @@ import { evictionFault, readPage, type PageReader } from './page.ts'
 import { Pulse } from './pulse.ts'
 import { Reader, type GapReason } from './reader.ts'
 import { Replay } from './replay.ts'
+import { Route } from './route.ts'
 import { MOST_UNDER_WAY } from './seen.ts'
 import { Writer } from './writer.ts'
 
 /** What a {@link RedisBroker} is made of. Times are milliseconds. */
 export interface RedisBrokerOptions {
   /**
-   * Where Redis is: a URL, or the options of ioredis, Sentinels included. Default `'redis://localhost:6379'`. The broker makes its
-   * own connections; it overrides what concerns reconnecting, queueing and time limits of commands, and `keyPrefix`.
+   * Where Redis is: a URL, or the options of ioredis, Sentinels included. Default `'redis://localhost:6379'`. Of a Redis Cluster any
+   * node will do. The broker makes its own connections; it overrides what concerns reconnecting, queueing and time limits of commands,
+   * and `keyPrefix`.
    */
   redis?: string | RedisOptions | undefined
   /** Hubs with the same prefix share one log, the stream `{<prefix>:0}:log`. Default `'sse'`. */
@@ -131,7 +133,8 @@ export class RedisBroker implements Broker {
     if (typeof strict !== 'boolean') throw new TypeError(expected('strict', 'a boolean', strict))
 
     const onFailure = (error: unknown): void => this.#errors.tell(error)
-    const link = (): Link => new Link({ server, load: parts.load, onFailure })
+    const route = new Route()
+    const link = (): Link => new Link({ server, route, load: parts.load, onFailure })
     const [writes, reads, replays] = [link(), link(), link()]
     this.#links = [writes, reads, replays]
     const writer = new Writer({ link: writes, key, retention, publishTimeout, maxPending, strict, onFailure })
@@ -149,7 +152,7 @@ export class RedisBroker implements Broker {
       housekeep: async () => {
         // All together once per period, about, whoever it is.
         if (Math.random() * Math.max(1, this.#reader?.publishers(3 * HEARTBEAT) ?? 1) >= 1) return
-        await writes.current?.redis.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
+        await writes.current?.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
       },
     })
     this.#makeReader = sink =>
@@ -197,6 +200,10 @@ export class RedisBroker implements Broker {
   async read(after: string, limit: number): Promise<BrokerEntry[] | undefined> {
     this.#throwIfClosed()
     return this.#replay?.read(after, limit)
+  }
+
+  trimmed(id: string): boolean {
+    return this.#replay?.trimmed(id) === true
   }
 
   stats(): RedisBrokerStats {

@@ -27,6 +27,8 @@ export class Replay {
   readonly #running = new Map<string, Promise<BrokerEntry[] | undefined>>()
   readonly #waiting: (() => void)[] = []
   #free = MOST_AT_ONCE
+  /** The oldest entry that was kept when somebody last asked for one that was not. */
+  #oldest: Cursor | undefined
   #closed = false
 
   constructor(options: ReplayOptions) {
@@ -46,6 +48,13 @@ export class Replay {
       this.#running.set(key, running)
     }
     return running
+  }
+
+  /** As `Broker.trimmed()`. The entry is gone, and with it what its tag could be compared with: so it is the place alone that counts. */
+  trimmed(id: string): boolean {
+    const { since } = this.#options.reader
+    const [cursor, oldest] = [parseCursor(id), this.#oldest]
+    return cursor !== undefined && since !== undefined && oldest !== undefined && compare(since, cursor) <= 0 && compare(cursor, oldest) < 0
   }
 
   close(): void {
@@ -110,7 +119,10 @@ export class Replay {
     let at = after
     for (let pages = 0; pages < MOST_PAGES; pages++) {
       const page = await readPage(connection, key, at, count)
-      if (page === undefined) return undefined
+      if (page === undefined) {
+        await this.#lookForOldest(connection)
+        return undefined
+      }
       // Only now: who asks for what is not there shall not cause more than one read.
       isCopy ??= await this.#copies(connection, after)
       if (isCopy === undefined) return undefined
@@ -124,6 +136,14 @@ export class Replay {
       if (page.length < count) return found
     }
     return undefined
+  }
+
+  async #lookForOldest(connection: Connection): Promise<void> {
+    const { key, reader } = this.#options
+    const [first] = await range(connection, 'XRANGE', key, '-', '+', 1)
+    const oldest = first && decode(first).cursor
+    // What begins after all that we know is another log.
+    if (oldest !== undefined && compare(oldest, reader.newest!) <= 0) this.#oldest = oldest
   }
 
   /** Tells copies from what is new after a cursor. Undefined: that would take too long to find out. */

@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto'
 import { isReply, type Connection } from './connection.ts'
-import { cursorOf, formatCursor, type Cursor } from './cursor.ts'
+import { cursorOf, type Cursor } from './cursor.ts'
 import { encodeFields, messageTag, type Content, type MessageId } from './entry.ts'
 import { closedError, type Link } from './link.ts'
 import { busy, isPassing, unavailable, type Message } from './message.ts'
+import { Outbox } from './outbox.ts'
 
 // A reply that takes longer: the link is dead, or Redis is.
 const REPLY_TIMEOUT = 5_000
@@ -33,12 +34,7 @@ export class Writer {
   readonly #options: WriterOptions
   readonly #publisher = [...randomBytes(12)].map(byte => (byte % 36).toString(36)).join('')
   #count = 0
-  /** Unsettled ones, in order, among settled ones that nobody has cleared away yet. */
-  #queue: Message[] = []
-  readonly #byCount = new Map<number, Message>()
-  /** The first in the queue that the current connection has not been given. */
-  #unsent = 0
-  #pending = 0
+  readonly #outbox = new Outbox()
   #connection: Connection | undefined
   #opened = false
   #running = false
@@ -50,7 +46,6 @@ export class Writer {
   #timer: NodeJS.Timeout | undefined
   #lastError: unknown
   #failed: unknown
-  #onIdle: (() => void) | undefined
   /** The newest time of the log that anybody here has seen: what is kept is counted from it. */
   newest = 0
 
@@ -60,7 +55,7 @@ export class Writer {
 
   /** Messages that are not in the log yet, for all that is known. */
   get pending(): number {
-    return this.#pending
+    return this.#outbox.pending
   }
 
   /** Names the next message. One counter for all kinds: two of them would give two messages one name. */
@@ -79,17 +74,14 @@ export class Writer {
     const counted = !('heartbeat' in content || 'fork' in content)
     if (this.#closed) throw closedError()
     if (this.#failed !== undefined) throw this.#failed
-    if (counted && this.#pending >= this.#options.maxPending) {
-      throw busy(this.#pending, this.#lastError)
-    }
+    const { pending } = this.#outbox
+    if (counted && pending >= this.#options.maxPending) throw busy(pending, this.#lastError)
     const id = this.nextId()
     const fields = encodeFields(id, content)
     return new Promise((resolve, reject) => {
       const deadline = performance.now() + this.#options.publishTimeout
       const message: Message = { id, fields, deadline, counted, sent: 0, acknowledged: undefined, seen: undefined, settled: false, resolve, reject }
-      this.#queue.push(message)
-      this.#byCount.set(id.count, message)
-      if (counted) this.#pending++
+      this.#outbox.add(message)
       this.#arm()
       this.#wake()
     })
@@ -102,23 +94,23 @@ export class Writer {
   /** Nothing will ever be sent. */
   fail(error: unknown): void {
     this.#failed ??= error
-    for (const message of this.#queue) this.#reject(message, error as Error)
+    this.#outbox.rejectAll(error as Error)
   }
 
   /** Tells of an entry that has come through the log, and is not a copy. */
   saw(id: MessageId, cursor: Cursor): void {
     if (!this.isOwn(id)) return
-    const message = this.#byCount.get(id.count)
+    const message = this.#outbox.find(id.count)
     if (message === undefined) return
     message.seen = cursor
     // It is in the log, whether or not the reply comes. Whether replicas have it is another matter.
-    if (!this.#options.strict) this.#resolve(message, cursor)
+    if (!this.#options.strict) this.#outbox.resolve(message, cursor)
   }
 
   /** What was acknowledged will not come through the log any more. */
   lost(): void {
     if (this.#options.strict) return
-    for (const message of this.#queue) if (message.acknowledged !== undefined) this.#resolve(message, message.acknowledged)
+    for (const message of this.#outbox) if (message.acknowledged !== undefined) this.#outbox.resolve(message, message.acknowledged)
   }
 
   /** Gives the connection up. */
@@ -130,45 +122,17 @@ export class Writer {
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
-    if (this.#connection?.over === false && this.#pending > 0) {
-      const timer = setTimeout(() => this.#onIdle?.(), FAREWELL)
-      await new Promise<void>(resolve => (this.#onIdle = resolve))
-      clearTimeout(timer)
-    }
+    if (this.#connection?.over === false) await this.#outbox.idle(FAREWELL)
     clearTimeout(this.#timer)
     this.#options.link.close()
-    for (const message of this.#queue) this.#reject(message, closedError())
-    this.#queue = []
-  }
-
-  // --- the queue
-
-  #resolve(message: Message, cursor: Cursor): void {
-    if (this.#settle(message)) message.resolve(formatCursor(cursor))
-  }
-
-  #reject(message: Message, error: Error): void {
-    if (this.#settle(message)) message.reject(error)
-  }
-
-  #settle(message: Message): boolean {
-    if (message.settled) return false
-    message.settled = true
-    message.fields = []
-    this.#byCount.delete(message.id.count)
-    if (this.#byCount.size === 0) {
-      this.#queue = []
-      this.#unsent = 0
-    }
-    if (message.counted && --this.#pending === 0) this.#onIdle?.()
-    return true
+    this.#outbox.rejectAll(closedError())
   }
 
   /** One timer for all: the first in the queue is the first whose time is over. */
   #arm(): void {
     if (this.#timer !== undefined || this.#closed) return
     const now = performance.now()
-    const first = this.#queue.find(message => !message.settled)
+    const [first] = this.#outbox
     if (first === undefined) return
     const reply = this.#underWay > 0 ? this.#heard + REPLY_TIMEOUT : Infinity
     this.#timer = setTimeout(() => this.#tick(), Math.max(1, Math.min(first.deadline, reply, now + REPLY_TIMEOUT) - now))
@@ -177,11 +141,10 @@ export class Writer {
   #tick(): void {
     this.#timer = undefined
     const now = performance.now()
-    for (const message of this.#queue) {
-      if (message.settled) continue
+    for (const message of this.#outbox) {
       if (message.deadline > now) break
-      if (message.acknowledged !== undefined && !this.#options.strict) this.#resolve(message, message.seen ?? message.acknowledged)
-      else this.#reject(message, unavailable(`Redis did not take the event within ${this.#options.publishTimeout} ms`, this.#lastError))
+      if (message.acknowledged !== undefined && !this.#options.strict) this.#outbox.resolve(message, message.seen ?? message.acknowledged)
+      else this.#outbox.reject(message, unavailable(`Redis did not take the event within ${this.#options.publishTimeout} ms`, this.#lastError))
     }
     if (this.#underWay > 0 && now - this.#heard >= REPLY_TIMEOUT) {
       this.recycle(new Error(`Redis did not answer within ${REPLY_TIMEOUT} ms`))
@@ -210,10 +173,10 @@ export class Writer {
   /** Goes on as long as there is something to send; a connection that is lost when there is nothing is made anew with the next. */
   async #run(): Promise<void> {
     try {
-      while (!this.#closed && this.#queue.some(message => !message.settled)) {
+      while (!this.#closed && !this.#outbox.isEmpty) {
         const connection = await this.#options.link.get()
         this.#connection = connection
-        this.#unsent = 0
+        this.#outbox.rewind()
         this.#underWay = 0
         this.#flush()
         await connection.ended
@@ -237,10 +200,9 @@ export class Writer {
     stream.cork()
     const batch: Message[] = []
     let replies = 0
-    for (; this.#unsent < this.#queue.length; this.#unsent++) {
-      const message = this.#queue[this.#unsent]!
+    for (let message = this.#outbox.next(); message !== undefined; message = this.#outbox.next()) {
       // A replica's word is for the connection that wrote.
-      if (message.settled || (message.acknowledged !== undefined && !this.#options.strict)) continue
+      if (message.acknowledged !== undefined && !this.#options.strict) continue
       if (replies++ % CHUNK === CHUNK - 1) {
         stream.uncork()
         stream.cork()
@@ -250,7 +212,6 @@ export class Writer {
     }
     if (this.#options.strict && batch.length > 0) this.#waitForReplica(connection, batch)
     stream.uncork()
-    this.#clear()
   }
 
   #send(connection: Connection, message: Message): void {
@@ -258,7 +219,7 @@ export class Writer {
     if (this.#underWay++ === 0) this.#heard = performance.now()
     const { key, retention } = this.#options
     const trim = this.newest > retention ? (['MINID', '~', `${this.newest - retention}-0`] as const) : []
-    const reply = connection.redis.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
+    const reply = connection.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
     reply.then(
       id => {
         this.#hear(connection)
@@ -275,7 +236,7 @@ export class Writer {
     message.acknowledged = cursor
     if (this.#options.strict) return
     // Sent twice, it may be there twice, and the first is the one that counts: the reader will see it.
-    if (message.sent === 1 || message.seen !== undefined) this.#resolve(message, message.seen ?? cursor)
+    if (message.sent === 1 || message.seen !== undefined) this.#outbox.resolve(message, message.seen ?? cursor)
   }
 
   #refused(connection: Connection, message: Message, error: unknown): void {
@@ -283,16 +244,16 @@ export class Writer {
     if (!isReply(error)) return
     this.#hear(connection)
     if (isPassing(error)) this.#options.link.drop(connection, error)
-    else this.#reject(message, unavailable('Redis refused the event', error))
+    else this.#outbox.reject(message, unavailable('Redis refused the event', error))
   }
 
   #waitForReplica(connection: Connection, batch: Message[]): void {
-    void (connection.redis.call('WAIT', 1, REPLICA_TIMEOUT) as Promise<number>).then(
+    void (connection.call('WAIT', 1, REPLICA_TIMEOUT) as Promise<number>).then(
       replicas => {
         for (const message of batch) {
           if (message.acknowledged === undefined) continue
-          if (replicas > 0) this.#resolve(message, message.seen ?? message.acknowledged)
-          else this.#reject(message, unavailable(`No replica had the event within ${REPLICA_TIMEOUT} ms`, undefined))
+          if (replicas > 0) this.#outbox.resolve(message, message.seen ?? message.acknowledged)
+          else this.#outbox.reject(message, unavailable(`No replica had the event within ${REPLICA_TIMEOUT} ms`, undefined))
         }
       },
       (error: unknown) => {
@@ -305,14 +266,5 @@ export class Writer {
     if (connection !== this.#connection) return
     this.#underWay--
     this.#heard = performance.now()
-  }
-
-  /** Clears settled messages away, in steps large enough to cost nothing. */
-  #clear(): void {
-    let settled = 0
-    while (settled < this.#unsent && this.#queue[settled]!.settled) settled++
-    if (settled < 1_024 && settled < this.#queue.length) return
-    this.#queue.splice(0, settled)
-    this.#unsent -= settled
   }
 }

@@ -112,9 +112,15 @@ describe('a hub on RedisBroker', function () {
     expect(await client.take(40)).to.deep.equal(Array.from({ length: 40 }, (_, i) => `${i + 10}`))
     await node.hub.publish('news', 'live')
     expect(await client.take(1)).to.deep.equal(['live'])
-    await server.command('XTRIM', KEY, 'MAXLEN', '=', 10)
-    expect((await (await node.open(ids[9])).event()).event).to.equal('stream-reset')
-    expect(node.hub.stats().resets).to.deep.equal({ unknown: 1 })
+    // The oldest that is left is the 41st.
+    await server.command('XTRIM', KEY, 'MINID', '=', ids[40]!.split('.')[0]!)
+    expect(await (await node.open(ids[40])).take(10)).to.deep.equal([...Array.from({ length: 9 }, (_, i) => `${i + 41}`), 'live'])
+    // At the boundary nothing is missing yet, but nobody can prove it.
+    for (const id of [ids[9], ids[39]]) {
+      const { event, data } = await (await node.open(id)).event()
+      expect([event, data]).to.deep.equal(['stream-reset', '{"reason":"trimmed"}'])
+    }
+    expect(node.hub.stats().resets).to.deep.equal({ trimmed: 2 })
   })
 
   it('does not rewind a client that is ahead of the process that it comes back to', async () => {
@@ -146,6 +152,33 @@ describe('a hub on RedisBroker', function () {
       const { event, data } = await client.event()
       expect([event, data], forged).to.deep.equal(['stream-reset', '{"reason":"unknown"}'])
     }
+  })
+
+  it('tells a forged id of what is no longer kept the same as a real one, and calls nothing trimmed that it has not followed', async () => {
+    const [node, other] = [await start({}, {}, { events: 1 }), await start({}, {}, { events: 1 })]
+    await Promise.all([up(node), up(other)])
+    const reason = async (of: typeof node, id: string): Promise<string> =>
+      (JSON.parse((await (await of.open(id)).event()).data) as { reason: string }).reason
+    const ids: string[] = []
+    for (let i = 0; i < 4; i++) {
+      const id = await node.hub.publish('news', `${i}`)
+      ids.push(id)
+      // The next one in another millisecond: places of this one are made up below.
+      await until(() => Date.now() > Number.parseInt(id))
+    }
+    const [old, , , kept] = ids as [string, string, string, string]
+    await server.command('XTRIM', KEY, 'MINID', '=', kept.split('.')[0]!)
+    for (const id of [old, old.replace(/....$/, 'zzzz'), old.replace('-', '-7')]) expect(await reason(node, id)).to.equal('trimmed')
+    // It is in the log, or before all that anybody here knows of.
+    for (const id of [kept.replace(/....$/, 'zzzz'), kept.replace('-', '-7'), '1-1.aaaa']) expect(await reason(node, id)).to.equal('unknown')
+    const late = await start({}, {}, { events: 1 })
+    await up(late)
+    expect(await reason(late, old)).to.equal('unknown')
+    // Another life of the log, which all of them hear of by a client of theirs.
+    for (const each of [node, other, late]) await (await each.open()).event()
+    await server.command('DEL', KEY)
+    for (const each of [node, other, late]) await until(() => (each.hub.stats().resets['lost'] ?? 0) > 0)
+    expect([await reason(node, kept), await reason(other, old)]).to.deep.equal(['unknown', 'unknown'])
   })
 
   it('says in stats() how the broker is', async () => {

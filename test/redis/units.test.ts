@@ -1,8 +1,10 @@
 import { expect } from 'chai'
+import type { Address, Connection } from '../../src/redis/connection.ts'
 import { compare, cursorOf, formatCursor, parseCursor, same, tagOf } from '../../src/redis/cursor.ts'
 import { decode, encodeFields, type RawEntry } from '../../src/redis/entry.ts'
 import { ErrorGate } from '../../src/redis/error-gate.ts'
 import { RedisBroker, type RedisBrokerOptions } from '../../src/redis/index.ts'
+import { Route } from '../../src/redis/route.ts'
 import { MOST_UNDER_WAY, Seen } from '../../src/redis/seen.ts'
 import { Recorder } from '../support/broker-suite.ts'
 
@@ -144,6 +146,62 @@ describe('what koa-sse/redis has seen', () => {
     expect([seen.alive(2_000, 500), seen.alive(2_000, 1_000)]).to.deep.equal([1, 2])
     seen.add(id(1, 'c'), 10_000_000)
     expect(seen.alive(10_000_000, Infinity)).to.equal(1)
+  })
+})
+
+describe('the route of koa-sse/redis', () => {
+  const reply = (message: string): Error => Object.assign(new Error(message), { name: 'ReplyError' })
+  const node = (host: string, port: number, asking = false): Address => ({ host, port, asking })
+  /** A connection there, which answers CLUSTER SLOTS. */
+  const at = (address: Address | undefined, slots?: unknown): Connection => {
+    const call = async (): Promise<unknown> => (slots === undefined ? Promise.reject(reply('ERR')) : slots)
+    return { address, redis: { options: { host: address?.host ?? 'seed' } }, call } as unknown as Connection
+  }
+
+  it('goes where an error points, and nowhere for any other', () => {
+    const route = new Route()
+    const from = at(undefined)
+    for (const error of [new Error('MOVED 1 h:1'), reply('MOVED'), reply('ERR MOVED 1 h:1'), 'MOVED 1 h:1', undefined]) {
+      expect(route.follow(error, from)).to.equal(false)
+      expect(route.next).to.equal(undefined)
+    }
+    const places: [string, Address | undefined][] = [
+      ['MOVED 866 10.0.0.1:6379', node('10.0.0.1', 6379)],
+      ['ASK 866 node.example:7000', node('node.example', 7000, true)],
+      ['MOVED 866 2001:db8::1:6379', node('2001:db8::1', 6379)],
+      // The same host, another port; and one that the node does not know.
+      ['MOVED 866 :6380', node('seed', 6380)],
+      ['MOVED 866 ?:6380', undefined],
+    ]
+    for (const [message, address] of places) {
+      expect(route.follow(reply(message), from)).to.equal(true)
+      expect(route.next).to.deep.equal(address)
+    }
+  })
+
+  it('asks each node that it has heard of in turn, and what was configured', async () => {
+    const route = new Route()
+    const turn = (): Address | undefined => {
+      route.turn(at(route.next))
+      return route.next
+    }
+    expect(turn()).to.equal(undefined)
+    const slots = [
+      [0, 5, ['a', 1, 'id', ['hostname', 'x']], ['', 2, 'id']],
+      [6, 9, ['?', 3, 'id'], [null, 4], ['a', 1]],
+    ]
+    await route.learn(at(undefined, slots))
+    const [a, two, four] = [node('a', 1), node('seed', 2), node('seed', 4)]
+    expect([turn(), turn(), turn(), turn(), turn()]).to.deep.equal([a, two, four, undefined, a])
+    // Two connections that fail there turn once.
+    const from = at(route.next)
+    route.turn(from)
+    route.turn(from)
+    expect(route.next).to.deep.equal(two)
+    // One that has not been named is followed all the same, and it stays known where nodes do not say which there are.
+    route.follow(reply('MOVED 1 b:1'), from)
+    await route.learn(at(route.next))
+    expect([turn(), turn(), turn(), turn(), turn()]).to.deep.equal([a, two, four, undefined, node('b', 1)])
   })
 })
 

@@ -240,6 +240,7 @@ export const brokerSuite = (name: string, subject: BrokerSubject): void => {
         ]
         for (const each of [...forged, ...strange, 'x'.repeat(100_000), '9'.repeat(100_000)]) {
           expect(await broker.read(each, 10), JSON.stringify(each.slice(0, 50))).to.equal(undefined)
+          expect(broker.trimmed?.(each) ?? false, JSON.stringify(each.slice(0, 50))).to.equal(false)
         }
       })
 
@@ -249,8 +250,10 @@ export const brokerSuite = (name: string, subject: BrokerSubject): void => {
         await sink.have(1)
         await subject.forget(broker)
         expect(await broker.read(first, 10)).to.equal(undefined)
+        expect(broker.trimmed?.(first) ?? true).to.equal(true)
         const last = await broker.publish('a', text('last'))
         expect(await broker.read(last, 10)).to.deep.equal([])
+        expect(broker.trimmed?.(last) ?? false).to.equal(false)
       })
     })
 

@@ -68,7 +68,7 @@ export class RedisServer {
   }
 
   /** Starts it, again with what it had on the disk. */
-  async up(): Promise<void> {
+  async up({ ready = true }: { ready?: boolean } = {}): Promise<void> {
     const args = ['--port', `${this.port}`, '--bind', '127.0.0.1', '--save', '', '--dir', this.#folder, '--daemonize', 'no', ...this.#args]
     const child = spawn('redis-server', args, { stdio: ['ignore', 'pipe', 'ignore'] })
     this.#process = child
@@ -77,7 +77,8 @@ export class RedisServer {
       child.once('exit', () => reject(new Error(`redis-server ended: ${text}`)))
       child.stdout.on('data', (chunk: Buffer) => {
         text += chunk.toString()
-        if (text.includes('Ready to accept connections')) resolve()
+        // It listens while it loads what is on the disk.
+        if (text.includes(ready ? 'Ready to accept connections' : 'Server initialized')) resolve()
       })
     })
   }
@@ -155,12 +156,16 @@ export class Proxy {
   /** Looks at what goes to the server. */
   onRequest: ((chunk: Buffer) => void) | undefined
 
+  /** Where new connections go. */
+  target: number
+
   private constructor(server: Server, target: number) {
     this.#server = server
+    this.target = target
     this.port = (server.address() as AddressInfo).port
     server.on('connection', client => {
       this.accepted++
-      const upstream = connect(target, '127.0.0.1')
+      const upstream = connect(this.target, '127.0.0.1')
       const pair: [Socket, Socket] = [client, upstream]
       this.#pairs.add(pair)
       for (const [from, to] of [pair, [upstream, client] as const]) {

@@ -1,0 +1,98 @@
+import { formatCursor, type Cursor } from './cursor.ts'
+import type { Message } from './message.ts'
+
+/** Messages on their way to the log, first in, first out, until each is settled. */
+export class Outbox implements Iterable<Message> {
+  /** Unsettled ones, in order, among settled ones that nobody has cleared away yet. */
+  #queue: Message[] = []
+  readonly #byCount = new Map<number, Message>()
+  /** The first in the queue that the current connection has not been given. */
+  #unsent = 0
+  #pending = 0
+  #onIdle: (() => void) | undefined
+
+  /** Publishes among them. */
+  get pending(): number {
+    return this.#pending
+  }
+
+  get isEmpty(): boolean {
+    return this.#byCount.size === 0
+  }
+
+  /** Those that are not settled, in order. */
+  *[Symbol.iterator](): Iterator<Message> {
+    for (const message of this.#queue) if (!message.settled) yield message
+  }
+
+  find(count: number): Message | undefined {
+    return this.#byCount.get(count)
+  }
+
+  add(message: Message): void {
+    this.#queue.push(message)
+    this.#byCount.set(message.id.count, message)
+    if (message.counted) this.#pending++
+  }
+
+  /** A new connection is given everything anew. */
+  rewind(): void {
+    this.#unsent = 0
+  }
+
+  /** The next to be sent. */
+  next(): Message | undefined {
+    while (this.#unsent < this.#queue.length) {
+      const message = this.#queue[this.#unsent++]!
+      if (!message.settled) return message
+    }
+    this.#clear()
+    return undefined
+  }
+
+  resolve(message: Message, cursor: Cursor): void {
+    if (this.#settle(message)) message.resolve(formatCursor(cursor))
+  }
+
+  reject(message: Message, error: Error): void {
+    if (this.#settle(message)) message.reject(error)
+  }
+
+  rejectAll(error: Error): void {
+    for (const message of this) this.reject(message, error)
+  }
+
+  /** Resolves when no publish is left, or after so many milliseconds. */
+  async idle(ms: number): Promise<void> {
+    if (this.#pending === 0) return
+    await new Promise<void>(resolve => {
+      const timer = setTimeout(resolve, ms)
+      this.#onIdle = () => {
+        clearTimeout(timer)
+        resolve()
+      }
+    })
+  }
+
+  #settle(message: Message): boolean {
+    if (message.settled) return false
+    message.settled = true
+    message.fields = []
+    this.#byCount.delete(message.id.count)
+    if (this.isEmpty) {
+      this.#queue = []
+      this.#unsent = 0
+    }
+    if (message.counted && --this.#pending === 0) this.#onIdle?.()
+    return true
+  }
+
+  /** Clears settled messages away, in steps large enough to cost nothing. */
+  #clear(): void {
+    let settled = 0
+    while (settled < this.#unsent && this.#queue[settled]!.settled) settled++
+    if (settled < 1_024 && settled < this.#queue.length) return
+    this.#queue.splice(0, settled)
+    this.#unsent -= settled
+  }
+}
