@@ -36,6 +36,8 @@ export class Writer {
   #count = 0
   readonly #outbox = new Outbox()
   #connection: Connection | undefined
+  /** It has taken an event. Before, a server that begins to accept in the middle of many would put later ones before those it refused. */
+  #accepts = false
   #opened = false
   #running = false
   #flushing = false
@@ -177,6 +179,7 @@ export class Writer {
         const connection = await this.#options.link.get()
         this.#connection = connection
         this.#outbox.rewind()
+        this.#accepts = false
         this.#underWay = 0
         this.#flush()
         await connection.ended
@@ -200,7 +203,9 @@ export class Writer {
     stream.cork()
     const batch: Message[] = []
     let replies = 0
-    for (let message = this.#outbox.next(); message !== undefined; message = this.#outbox.next()) {
+    while (this.#accepts || this.#underWay === 0) {
+      const message = this.#outbox.next()
+      if (message === undefined) break
       // A replica's word is for the connection that wrote.
       if (message.acknowledged !== undefined && !this.#options.strict) continue
       if (replies++ % CHUNK === CHUNK - 1) {
@@ -224,6 +229,10 @@ export class Writer {
       id => {
         this.#hear(connection)
         this.#options.link.proven()
+        if (connection === this.#connection && !this.#accepts) {
+          this.#accepts = true
+          this.#wake()
+        }
         this.#acknowledge(message, id)
       },
       (error: unknown) => this.#refused(connection, message, error),
@@ -244,7 +253,10 @@ export class Writer {
     if (!isReply(error)) return
     this.#hear(connection)
     if (isPassing(error)) this.#options.link.drop(connection, error)
-    else this.#outbox.reject(message, unavailable('Redis refused the event', error))
+    else {
+      this.#outbox.reject(message, unavailable('Redis refused the event', error))
+      this.#wake()
+    }
   }
 
   #waitForReplica(connection: Connection, batch: Message[]): void {

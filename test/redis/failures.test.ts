@@ -245,6 +245,27 @@ describe('RedisBroker, when', function () {
     expect(a.sink.gaps).to.deep.equal([])
   })
 
+  it('a new connection gets one event, and the others when that one was accepted', async () => {
+    await startedNode(server.options)
+    const link = await proxy()
+    let requests = ''
+    let before: string | undefined
+    link.onRequest = chunk => (requests += chunk.toString())
+    link.onReply = chunk => {
+      const reply = chunk.toString()
+      // Entries that somebody reads come in an array or a map.
+      if (/\$\d+\r\n\d+-\d+\r\n/.test(reply) && !/^[*%]/.test(reply)) before ??= requests
+      return true
+    }
+    const a = node(link.options)
+    const texts = Array.from({ length: 50 }, (_, n) => `text ${n}`)
+    await Promise.all(texts.map(async each => a.broker.publish('a', text(each))))
+    await until(() => a.sink.data.length === 50)
+    expect(a.sink.data).to.deep.equal(texts)
+    expect(before!.split('XADD').length - 1).to.equal(1)
+    expect(requests.split('XADD').length - 1).to.be.at.least(50)
+  })
+
   it('the reply is lost and the reader is late: publish() waits for the id that is delivered', async () => {
     const link = await proxy()
     const a = await startedNode(link.options)
