@@ -40,16 +40,7 @@ let gathering: Outlet[] = []
 const flushGathered = (): void => {
   const outlets = gathering
   gathering = []
-  let done = 0
-  try {
-    while (done < outlets.length) Outlet.flush(outlets[done++]!)
-  } finally {
-    // A response that somebody has made throw is not the others' fault.
-    if (done < outlets.length) {
-      gathering = [...outlets.slice(done), ...gathering]
-      process.nextTick(flushGathered)
-    }
-  }
+  for (const outlet of outlets) Outlet.flush(outlet)
 }
 
 /** The body that a handler and outer middleware see. What others write to it goes the way of all bytes; what comes out is the outlet's. */
@@ -306,7 +297,13 @@ export class Outlet {
       this.#socket ??= chunkSocket(this.#chunks)
       if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
     }
-    return writeResponse(this.#res, what) ? undefined : this.#res
+    try {
+      return writeResponse(this.#res, what) ? undefined : this.#res
+    } catch (error) {
+      // Of somebody's replacement. It is this stream's failure, and not that of whoever gave it an event among others.
+      this.on('destroyed', error instanceof Error ? error : new Error(`res.write threw ${String(error)}`))
+      return undefined
+    }
   }
 
   #waitForTurn(): void {

@@ -1,0 +1,135 @@
+import { createServer, ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { expect } from 'chai'
+import Koa, { type Context, type Next } from 'koa'
+import { Hub, sse } from 'koa-sse'
+import { connect } from './support/client.ts'
+import { koa, serve } from './support/serve.ts'
+
+/** What goes through `res.write`. */
+let seen = ''
+
+class Watched extends ServerResponse {
+  override write(...args: unknown[]): boolean {
+    seen += String(args[0])
+    return super.write(...(args as [string]))
+  }
+}
+
+const replaced = async ({ res }: Context, next: Next): Promise<void> => {
+  const write = res.write.bind(res) as (chunk: unknown) => boolean
+  res.write = (chunk: unknown) => {
+    seen += String(chunk)
+    return write(chunk)
+  }
+  await next()
+}
+
+describe('the short way of the bytes', () => {
+  beforeEach(() => {
+    seen = ''
+  })
+
+  for (const [who, make] of Object.entries({
+    'a middleware that has replaced res.write': async (hub: Hub) => (await serve(koa(replaced, sse(), hub.subscriber('a')))).port,
+    'a subclass of ServerResponse': async (hub: Hub) => {
+      const handle = koa(sse(), hub.subscriber('a')).callback()
+      const server = createServer({ ServerResponse: Watched }, (req, res) => void handle(req, res))
+      await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+      after(() => void server.close())
+      return (server.address() as AddressInfo).port
+    },
+  })) {
+    it(`is not taken past ${who}`, async () => {
+      const hub = new Hub()
+      const client = await connect(`http://127.0.0.1:${await make(hub)}`)
+      await client.event()
+      for (const data of ['1', '2', '3']) {
+        await hub.publish('a', data)
+        expect((await client.event()).data).to.equal(data)
+      }
+      expect(seen).to.match(/^:\n\n.*position.*data: 1\n\n.*data: 2\n\n.*data: 3\n\n$/s)
+      client.destroy()
+      await client.ended
+    })
+  }
+
+  // Where Koa pipes the body, it is Node's streams that are thrown at.
+  const mine = 'respond' in new Koa().context ? undefined : it
+  mine?.('lets one response that throws keep nobody else from an event', async () => {
+    const hub = new Hub()
+    const broken = new Error('on purpose')
+    const app = koa(
+      async ({ path, res }, next) => {
+        if (path === '/broken') {
+          const write = res.write.bind(res) as (chunk: unknown) => boolean
+          res.write = (chunk: unknown) => {
+            if (String(chunk).includes('x')) throw broken
+            return write(chunk)
+          }
+        }
+        await next()
+      },
+      // A small event is written when the turn ends, a large one at once.
+      sse({ highWaterMark: 1_000 }),
+      hub.subscriber('a'),
+    )
+    const { url } = await serve(app)
+    for (const size of [1, 10_000]) {
+      const clients = [await connect(url), await connect(`${url}/broken`), await connect(url)]
+      for (const client of clients) await client.event()
+      const data = 'x'.repeat(size)
+      await hub.publish('a', data)
+      expect(await clients[0]!.take(1)).to.deep.equal([data])
+      expect(await clients[2]!.take(1)).to.deep.equal([data])
+      expect(await clients[1]!.ended).to.equal('cut')
+      expect(app.errors.splice(0)).to.deep.equal([broken])
+    }
+    await hub.close({ graceMs: 100 })
+  })
+
+  it("leaves ctx.respond as it was to the app's other requests", async () => {
+    let respond: unknown = 'nothing'
+    const { url } = await serve(
+      koa(
+        async (ctx, next) => {
+          if (ctx.path === '/sse') return next()
+          respond = ctx.respond
+          if (ctx.path !== '/own') {
+            ctx.body = 'of Koa'
+            return
+          }
+          ctx.status = 200
+          ctx.respond = false
+          setImmediate(() => ctx.res.end('of its own'))
+        },
+        sse(),
+        ctx => ctx.sse.pipe(['x']),
+      ),
+    )
+    expect(await (await fetch(url)).text()).to.equal('of Koa')
+    const before = respond
+    const client = await connect(`${url}/sse`)
+    expect(await client.take(1)).to.deep.equal(['x'])
+    expect(await (await fetch(url)).text()).to.equal('of Koa')
+    expect(respond).to.equal(before)
+    expect(await (await fetch(`${url}/own`)).text()).to.equal('of its own')
+  })
+
+  it('is not taken when the app has a say of its own on ctx.respond', async () => {
+    let pipes = 0
+    const { url } = await serve(
+      koa(
+        async (ctx, next) => {
+          ctx.respond = true
+          await next()
+          ;(ctx.body as NodeJS.ReadableStream).once('resume', () => pipes++)
+        },
+        sse(),
+        ctx => ctx.sse.pipe(['x', 'y']),
+      ),
+    )
+    expect(await (await connect(url)).take(2)).to.deep.equal(['x', 'y'])
+    expect(pipes).to.equal(1)
+  })
+})
