@@ -160,7 +160,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       // Two cursors would send ids that go back and forth, and a client that comes back with one of them would miss events.
       throw new TypeError('This stream is subscribed already: give all of its channels in one call, or close its subscription first')
     }
-    return this.#subscribe(stream, names, checked)
+    return (async () => this.#subscribe(stream, names, checked))()
   }
 
   /**
@@ -183,7 +183,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
         throw new TypeError('hub.subscriber() found no ctx.sse: put sse() before it, as in router.get(path, sse(), hub.subscriber(…))')
       const names = fixed ?? this.#requested(ctx, await (channels as (ctx: C) => Channels<Events> | Promise<Channels<Events>>)(ctx))
       try {
-        await this.#subscribe(ctx.sse, names, checked)
+        this.#subscribe(ctx.sse, names, checked)
       } catch (error) {
         // The client has been told, or has left.
         const code = error instanceof SseError ? error.code : undefined
@@ -399,19 +399,13 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     }
   }
 
-  /** Most ask for what others ask for, and need no set of their own. */
-  #shared(channels: ReadonlySet<string>): ReadonlySet<string> {
-    const [first] = channels
-    const [peer] = (first === undefined ? undefined : this.#channels.get(first)) ?? []
-    return peer?.channels.size === channels.size && [...channels].every(name => peer.channels.has(name)) ? peer.channels : channels
-  }
-
-  async #subscribe(stream: EventStream, channels: Set<string>, { filter, replay, from }: CheckedSubscribeOptions): Promise<Subscription> {
+  // Not async: no await on this way when the broker is there, and so no race with what is published.
+  #subscribe(stream: EventStream, channels: Set<string>, { filter, replay, from }: CheckedSubscribeOptions): Subscription {
     if (this.#closing !== undefined) {
       control.turnAway(stream, true)
       throw closedError()
     }
-    const subscriber = new Subscriber(stream, this.#shared(channels), filter, this.#home)
+    const subscriber = new Subscriber(stream, channels, filter, this.#home)
     if (this.#subscribers.size >= this.#maxSubscribers) {
       control.turnAway(stream, false)
       return subscriber
@@ -426,7 +420,6 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       else members.add(subscriber)
     }
     this.#tell('subscribe', subscriber)
-    // No await on this way when the broker is there, and so no race with what is published.
     if (this.#ready) subscriber.join(returns, from)
     else this.#joins.push(() => subscriber.join(returns, from))
     return subscriber

@@ -273,7 +273,7 @@ export const sse = (options: SseOptions = {}): SseMiddleware => {
   const group = new Group(checkOptions(options))
   const { Stream } = group.settings
 
-  const middleware = async (ctx: ExtendableContext & SseContext, next: Next): Promise<void> => {
+  const middleware = (ctx: ExtendableContext & SseContext, next: Next): Promise<void> => {
     const exchange = new KoaExchange(ctx as Context, group)
     const existing = ctx.sse as EventStream | undefined
     const reused = existing !== undefined && (existing instanceof Stream || control.wasOpened(existing))
@@ -283,7 +283,7 @@ export const sse = (options: SseOptions = {}): SseMiddleware => {
       ctx.sse = stream
       interceptErrors(ctx as Context, stream, exchange)
     }
-    await new Promise<void>((resolve, reject) => {
+    return new Promise<void>((resolve, reject) => {
       // Opening comes first: what a handler throws in that very turn is a failure of the open stream.
       control.onOpen(stream, resolve)
       next().then(
