@@ -14,6 +14,8 @@ export interface ChaosOptions {
   rate?: number
   /** Read by plain XREAD: what must not pass. */
   naive?: boolean
+  /** Clients stay where they are, but for those that a wipe moves. */
+  still?: boolean
   /** Faults to choose from. All of them by default. */
   only?: readonly string[]
   log?: (line: string) => void
@@ -58,7 +60,7 @@ export const chaos = async (options: ChaosOptions): Promise<ChaosResult> => {
 }
 
 const run = async (
-  { seed, seconds, nodes: size = 3, clients: crowd = 24, rate = 1_200, naive = false, only, log = () => {} }: ChaosOptions,
+  { seed, seconds, nodes: size = 3, clients: crowd = 24, rate = 1_200, naive = false, still = false, only, log = () => {} }: ChaosOptions,
   ends: (() => unknown)[],
 ): Promise<ChaosResult> => {
   const random = randomOf(seed)
@@ -102,9 +104,13 @@ const run = async (
     ends.push(async () => proxy.stop())
   }
   await Promise.all(proxies.map(async (_, i) => spawn(i)))
-  const port = (): number | undefined => pick(nodes).port
+  let turn = 0
+  const port = (): number | undefined => nodes[turn++ % size]!.port
   const clients = Array.from({ length: crowd }, (_, i) => new Client([`c${i % CHANNELS}`, `c${(i + 3) % CHANNELS}`], port, random))
   ends.push(() => clients.forEach(client => client.stop()))
+  const settled = async (client: (client: Client) => boolean): Promise<void> => {
+    for (const deadline = Date.now() + 15_000; !clients.every(client) && Date.now() < deadline;) await wait(20)
+  }
 
   const faults: Record<string, number> = {}
   const wipes: number[] = []
@@ -139,6 +145,19 @@ const run = async (
     },
     'killed, empty': async () => wipe(async () => server.restart({ data: false })),
     flushed: async () => wipe(async () => server.command('FLUSHALL')),
+    'flushed unseen': async () => {
+      const place = Math.floor(random() * size)
+      const [blind, other] = [nodes[place]!, nodes[(place + 1) % size]!]
+      await wipe(async () => {
+        blind.proxy.freeze()
+        // What it had asked before is answered by then; whatever comes now, it cannot have.
+        await server.command('PING')
+        await broadcast(other, `unseen ${wipes.length}`)
+        await server.command('FLUSHALL')
+        await broadcast(other, `since ${wipes.length}`)
+        blind.proxy.thaw()
+      })
+    },
     paused: async () => {
       server.pause()
       await wait(between(200, 1_500))
@@ -160,14 +179,16 @@ const run = async (
 
   const going = new AbortController()
   ends.push(() => going.abort())
-  const moving = (async () => {
+  const move = async (): Promise<void> => {
     while (!going.signal.aborted) {
       await wait(between(20, 120))
       pick(clients).move(random() < 0.2 ? between(500, 3_000) : between(0, 200))
       moves++
     }
-  })()
+  }
+  const moving = still ? undefined : move()
   const begin = Date.now()
+  await settled(({ place }) => place !== undefined)
   await wait(1_000)
   // Each kind once, in any order, then whatever comes.
   const order = Object.keys(kinds)
@@ -187,9 +208,6 @@ const run = async (
   const elapsed = Date.now() - begin
   for (const node of nodes) node.tell({ stop: true })
   await Promise.all(nodes.map(async node => node.stopped))
-  const settled = async (client: (client: Client) => boolean): Promise<void> => {
-    for (const deadline = Date.now() + 15_000; !clients.every(client) && Date.now() < deadline;) await wait(20)
-  }
   // Who comes back only now, with an id of before a wipe, begins anew behind this one, and is told it no more. From then on there is no excuse.
   const calm = await broadcast(nodes[0]!, 'calm')
   await settled(({ place }) => place !== undefined && compare(place, calm) >= 0)
