@@ -54,8 +54,9 @@ export interface Broker {
    */
   publish(channel: string | null, event: SseEvent): Promise<string>
   /**
-   * The events after the id `after`, oldest first, at most `limit` of them. None: `after` is the newest. A client may be ahead of the process that it
-   * comes back to: this waits, then, until the sink has been given all up to `after`.
+   * The events after the id `after`, oldest first, at most `limit` of them. None: no event that the sink had been given before the
+   * call comes after it. A client may be ahead of the process that it comes back to: this waits, then, until the sink has been
+   * given all up to `after`.
    *
    * @returns undefined when it cannot be proved that nothing is missing between `after` and the first of them: an id that is unknown, forged, or no longer kept.
    */

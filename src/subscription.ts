@@ -207,10 +207,11 @@ export class Subscriber implements Subscription, Feed {
   #replay(page: BrokerEntry[] | undefined, newest: number): void {
     if (page === undefined) return this.#reset(this.#home.whyNot(this.#id!))
     if (page.length === 0) {
-      // Nothing came after the id; so what the log had by then did not, either.
+      // Nothing came after the id; so what the log had by then did not, either. Or the client was ahead of it, and it is there now.
+      const number = this.#home.log.locate(this.#id!) ?? newest
       this.#id = undefined
-      this.#cursor = newest
-      this.#told = newest
+      this.#cursor = number
+      this.#told = number
       return this.#catchUp()
     }
     for (const entry of page) {

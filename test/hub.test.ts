@@ -981,6 +981,20 @@ describe('a client that waits for what the broker has', () => {
     expect(asked).to.deep.equal(['m-1'])
   })
 
+  it('is not given again what it has, when it was ahead and nothing came after', async () => {
+    const broker = new ManualBroker()
+    let answer!: (page: BrokerEntry[]) => void
+    broker.read = async () => new Promise<BrokerEntry[]>(resolve => (answer = resolve))
+    const hub = makeHub({ broker })
+    const { join } = await start({}, {}, hub)
+    const client = await join(['a'], 'm-2')
+    await until(() => answer !== undefined)
+    for (let i = 1; i <= 2; i++) await hub.publish('a', `${i}`)
+    answer([])
+    await hub.publish('a', '3')
+    expect(await client.take(1)).to.deep.equal(['3'])
+  })
+
   it('waits on when the broker fails, and is resumed when it answers again', async () => {
     const broker = new ManualBroker()
     let failing = true

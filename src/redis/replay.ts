@@ -21,10 +21,16 @@ export interface ReplayOptions {
   readonly reader: Reader
 }
 
+interface Answer {
+  readonly entries: BrokerEntry[]
+  /** Nothing newer was looked for. */
+  readonly upTo: Cursor
+}
+
 /** Reads what is no longer in the hub's window, on a connection of its own: the others must not wait for it. */
 export class Replay {
   readonly #options: ReplayOptions
-  readonly #running = new Map<string, Promise<BrokerEntry[] | undefined>>()
+  readonly #running = new Map<string, Promise<Answer | undefined>>()
   readonly #waiting: (() => void)[] = []
   #free = MOST_AT_ONCE
   /** The oldest entry that was kept when somebody last asked for one that was not. */
@@ -40,6 +46,7 @@ export class Replay {
     if (this.#closed) throw closedError()
     const cursor = parseCursor(after)
     if (cursor === undefined) return undefined
+    const asked = this.#options.reader.newest
     // A thousand clients that were cut at the same place ask for the same.
     const key = `${after} ${limit}`
     let running = this.#running.get(key)
@@ -47,7 +54,10 @@ export class Replay {
       running = this.#answer(cursor, limit).finally(() => this.#running.delete(key))
       this.#running.set(key, running)
     }
-    return running
+    const answer = await running
+    // The sink may have been told more since that read began, and who asks takes it that nothing of it comes after the id.
+    if (answer?.entries.length === 0 && asked !== undefined && compare(answer.upTo, asked) < 0) return this.read(after, limit)
+    return answer?.entries
   }
 
   /** As `Broker.trimmed()`. The entry is gone, and with it what its tag could be compared with: so it is the place alone that counts. */
@@ -63,7 +73,7 @@ export class Replay {
     for (const next of this.#waiting.splice(0)) next()
   }
 
-  async #answer(after: Cursor, limit: number): Promise<BrokerEntry[] | undefined> {
+  async #answer(after: Cursor, limit: number): Promise<Answer | undefined> {
     const { reader } = this.#options
     if (reader.newest !== undefined && compare(after, reader.newest) <= 0) return this.#inTurn(connection => this.#read(connection, after, limit))
     // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
@@ -108,11 +118,12 @@ export class Replay {
     return raw !== undefined && same(decode(raw).cursor, cursor)
   }
 
-  async #read(connection: Connection, after: Cursor, limit: number): Promise<BrokerEntry[] | undefined> {
+  async #read(connection: Connection, after: Cursor, limit: number): Promise<Answer | undefined> {
     const { key, readPage, reader } = this.#options
     // What comes later the hub is told as it comes.
-    const newest = reader.newest!
-    const found: BrokerEntry[] = []
+    const upTo = reader.newest!
+    const entries: BrokerEntry[] = []
+    const answer = { entries, upTo }
     let isCopy: ((entry: LogEntry) => boolean) | undefined
     // Some entries are no events.
     const count = Math.min(PAGE, limit + 20)
@@ -128,12 +139,12 @@ export class Replay {
       if (isCopy === undefined) return undefined
       for (const entry of page) {
         at = entry.cursor
-        if (compare(at, newest) > 0) return found
+        if (compare(at, upTo) > 0) return answer
         if (isCopy(entry) || entry.event === undefined) continue
-        found.push({ id: formatCursor(at), channel: entry.channel, event: entry.event })
-        if (found.length === limit) return found
+        entries.push({ id: formatCursor(at), channel: entry.channel, event: entry.event })
+        if (entries.length === limit) return answer
       }
-      if (page.length < count) return found
+      if (page.length < count) return answer
     }
     return undefined
   }

@@ -335,6 +335,21 @@ describe('RedisBroker, when', function () {
     expect(b.sink.data).to.deep.equal(['before', 'ahead'])
   })
 
+  it('a client asks what another was about to be told before the log went on: it is told what has come since', async () => {
+    const link = await proxy()
+    const [a, b] = [await startedNode(server.options), await startedNode(link.options)]
+    const id = await passes('before', a, a, b)
+    expect(await b.broker.read(id, 10)).to.deep.equal([])
+    link.freezeOne(2)
+    const early = b.broker.read(id, 10)
+    await new Promise(resolve => setImmediate(resolve))
+    await passes('since', a, b)
+    const late = b.broker.read(id, 10)
+    link.thaw()
+    expect(await early).to.deep.equal([])
+    expect((await late)?.map(({ event }) => event.data)).to.deep.equal(['since'])
+  })
+
   it('acknowledged writes are lost by those who keep the rest: all nodes are told, those that never saw them, too', async () => {
     const link = await proxy()
     const a = await startedNode(server.options)

@@ -143,6 +143,24 @@ describe('a hub on RedisBroker', function () {
     }
   })
 
+  it('gives it nothing again either when nothing has come after what it has', async () => {
+    const proxy = await Proxy.start(server.port)
+    try {
+      const [a, slow] = [await start(), await start({ redis: proxy.options })]
+      await Promise.all([up(a), up(slow)])
+      proxy.freezeOne(0)
+      await a.hub.publish('news', 'seen')
+      const ahead = await a.hub.publish('news', 'seen, too')
+      const client = await slow.open(ahead)
+      proxy.thaw()
+      await until(() => slow.hub.position === ahead)
+      await a.hub.publish('news', 'next')
+      expect(await client.take(1)).to.deep.equal(['next'])
+    } finally {
+      await proxy.stop()
+    }
+  })
+
   it('tells a forged id from a real one, and says no more than to anybody', async () => {
     const node = await start()
     await up(node)

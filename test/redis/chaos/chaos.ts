@@ -1,10 +1,8 @@
-import { fork, type ChildProcess } from 'node:child_process'
-import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
 import { Proxy, RedisServer } from '../../support/redis.ts'
-import { Client, placeOf } from './client.ts'
-import type { Order, Word } from './node.ts'
+import { Client, compare, END, placeOf, type Place } from './client.ts'
+import type { Acks } from './node.ts'
 import { judge, type Acknowledged, type Verdict } from './oracle.ts'
+import { Node } from './process.ts'
 
 export interface ChaosOptions {
   seed: number
@@ -16,6 +14,8 @@ export interface ChaosOptions {
   rate?: number
   /** Read by plain XREAD: what must not pass. */
   naive?: boolean
+  /** Clients stay where they are, but for those that a wipe moves. */
+  still?: boolean
   /** Faults to choose from. All of them by default. */
   only?: readonly string[]
   log?: (line: string) => void
@@ -49,98 +49,30 @@ const randomOf = (seed: number): (() => number) => {
   }
 }
 
-class Node {
-  readonly child: ChildProcess
-  port: number | undefined
-  readonly proxy: Proxy
-  rejected = 0
-  readonly stopped: Promise<void>
-  #asked = 0
-
-  constructor(name: string, proxy: Proxy, naive: boolean, onAcks: (acks: [string, string, string][]) => void) {
-    this.proxy = proxy
-    const file = fileURLToPath(new URL('node.ts', import.meta.url))
-    this.child = fork(file, [name, `${proxy.port}`, naive ? 'naive' : ''], {
-      execArgv: ['--import', 'tsx'],
-      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-    })
-    this.stopped = new Promise(resolve => {
-      this.child.on('message', (word: Word) => {
-        if ('port' in word) this.port = word.port
-        else if ('acks' in word) onAcks(word.acks)
-        else if ('stopped' in word) {
-          this.rejected = word.rejected
-          resolve()
-        }
-      })
-      this.child.on('exit', () => {
-        this.port = undefined
-        resolve()
-      })
-    })
-  }
-
-  get alive(): boolean {
-    return this.child.exitCode === null && this.child.signalCode === null
-  }
-
-  tell(order: Order): void {
-    if (this.child.connected) this.child.send(order)
-  }
-
-  async ready(): Promise<this> {
-    while (this.port === undefined && this.alive) await wait(10)
-    return this
-  }
-
-  /** Gaps that it has reported, and whether it is up. */
-  async stats(): Promise<{ gaps: number; up: boolean }> {
-    const ask = ++this.#asked
-    return new Promise(resolve => {
-      const end = (gaps: number, up: boolean): void => {
-        this.child.off('message', hear)
-        this.child.off('exit', gone)
-        resolve({ gaps, up })
-      }
-      const hear = (word: Word): void => {
-        if ('stats' in word && word.stats === ask) end(word.gaps, word.up)
-      }
-      const gone = (): void => end(Infinity, true)
-      this.child.on('message', hear)
-      this.child.on('exit', gone)
-      if (this.alive) this.tell({ stats: ask })
-      else gone()
-    })
-  }
-
-  async kill(): Promise<void> {
-    if (!this.alive) return
-    const exit = once(this.child, 'exit')
-    this.child.kill('SIGKILL')
-    await exit
+/** Breaks whatever can break while events flow, and says what the clients were told. */
+export const chaos = async (options: ChaosOptions): Promise<ChaosResult> => {
+  const ends: (() => unknown)[] = []
+  try {
+    return await run(options, ends)
+  } finally {
+    for (const end of ends.toReversed()) await end()
   }
 }
 
-/** Breaks whatever can break while events flow, and says what the clients were told. */
-export const chaos = async ({
-  seed,
-  seconds,
-  nodes: size = 3,
-  clients: crowd = 24,
-  rate = 1_200,
-  naive = false,
-  only,
-  log = () => {},
-}: ChaosOptions): Promise<ChaosResult> => {
+const run = async (
+  { seed, seconds, nodes: size = 3, clients: crowd = 24, rate = 1_200, naive = false, still = false, only, log = () => {} }: ChaosOptions,
+  ends: (() => unknown)[],
+): Promise<ChaosResult> => {
   const random = randomOf(seed)
   const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)]!
   const between = (low: number, high: number): number => low + random() * (high - low)
   const CHANNELS = 10
 
   const server = await RedisServer.start({ persistent: true })
+  ends.push(async () => server.stop())
   const acknowledged = new Map<string, Acknowledged[]>()
   let acks = 0
-  const onAcks = (list: [string, string, string][]): void => {
+  const onAcks = (list: Acks): void => {
     acks += list.length
     for (const [data, channel, id] of list) {
       const events = acknowledged.get(channel) ?? []
@@ -148,22 +80,37 @@ export const chaos = async ({
       events.push({ data, place: placeOf(id) })
     }
   }
+  const broadcast = async (node: Node, data: string): Promise<Place> => {
+    const id = await node.broadcast(data)
+    onAcks(Array.from({ length: CHANNELS }, (_, i) => [data, `c${i}`, id]))
+    return placeOf(id)
+  }
   const all: Node[] = []
   const nodes: Node[] = []
   const proxies: Proxy[] = []
   const spawn = async (place: number): Promise<void> => {
     const node = new Node(`n${all.length}`, proxies[place]!, naive, onAcks)
     all.push(node)
+    ends.push(async () => node.kill())
     nodes[place] = node
     await node.ready()
     // One that has not been anywhere yet has nothing to lose, and would not report it.
     while (node.alive && !(await node.stats()).up) await wait(20)
     node.tell({ publish: rate / size, channels: CHANNELS })
   }
-  for (let i = 0; i < size; i++) proxies.push(await Proxy.start(server.port))
+  for (let i = 0; i < size; i++) {
+    const proxy = await Proxy.start(server.port)
+    proxies.push(proxy)
+    ends.push(async () => proxy.stop())
+  }
   await Promise.all(proxies.map(async (_, i) => spawn(i)))
-  const port = (): number | undefined => pick(nodes).port
+  let turn = 0
+  const port = (): number | undefined => nodes[turn++ % size]!.port
   const clients = Array.from({ length: crowd }, (_, i) => new Client([`c${i % CHANNELS}`, `c${(i + 3) % CHANNELS}`], port, random))
+  ends.push(() => clients.forEach(client => client.stop()))
+  const settled = async (client: (client: Client) => boolean): Promise<void> => {
+    for (const deadline = Date.now() + 15_000; !clients.every(client) && Date.now() < deadline;) await wait(20)
+  }
 
   const faults: Record<string, number> = {}
   const wipes: number[] = []
@@ -198,6 +145,19 @@ export const chaos = async ({
     },
     'killed, empty': async () => wipe(async () => server.restart({ data: false })),
     flushed: async () => wipe(async () => server.command('FLUSHALL')),
+    'flushed unseen': async () => {
+      const place = Math.floor(random() * size)
+      const [blind, other] = [nodes[place]!, nodes[(place + 1) % size]!]
+      await wipe(async () => {
+        blind.proxy.freeze()
+        // What it had asked before is answered by then; whatever comes now, it cannot have.
+        await server.command('PING')
+        await broadcast(other, `unseen ${wipes.length}`)
+        await server.command('FLUSHALL')
+        await broadcast(other, `since ${wipes.length}`)
+        blind.proxy.thaw()
+      })
+    },
     paused: async () => {
       server.pause()
       await wait(between(200, 1_500))
@@ -218,14 +178,17 @@ export const chaos = async ({
   }
 
   const going = new AbortController()
-  const moving = (async () => {
+  ends.push(() => going.abort())
+  const move = async (): Promise<void> => {
     while (!going.signal.aborted) {
       await wait(between(20, 120))
       pick(clients).move(random() < 0.2 ? between(500, 3_000) : between(0, 200))
       moves++
     }
-  })()
+  }
+  const moving = still ? undefined : move()
   const begin = Date.now()
+  await settled(({ place }) => place !== undefined)
   await wait(1_000)
   // Each kind once, in any order, then whatever comes.
   const order = Object.keys(kinds)
@@ -245,13 +208,14 @@ export const chaos = async ({
   const elapsed = Date.now() - begin
   for (const node of nodes) node.tell({ stop: true })
   await Promise.all(nodes.map(async node => node.stopped))
-  // Those that are off-line come back, and everybody is told the last event.
-  await wait(300)
-  nodes[0]!.tell({ end: true })
-  for (const deadline = Date.now() + 15_000; clients.some(client => !client.ended) && Date.now() < deadline;) await wait(20)
+  // Who comes back only now, with an id of before a wipe, begins anew behind this one, and is told it no more. From then on there is no excuse.
+  const calm = await broadcast(nodes[0]!, 'calm')
+  await settled(({ place }) => place !== undefined && compare(place, calm) >= 0)
+  await broadcast(nodes[0]!, END)
+  await settled(({ ended }) => ended)
   for (const client of clients) client.stop()
 
-  const result: ChaosResult = {
+  return {
     ...judge(clients, acknowledged, wipes),
     acknowledged: acks,
     rejected: all.reduce((sum, { rejected }) => sum + rejected, 0),
@@ -264,36 +228,4 @@ export const chaos = async ({
     stuck: clients.filter(client => !client.ended).length,
     perSecond: Math.round(acks / (elapsed / 1_000)),
   }
-  await Promise.all(nodes.map(async node => node.kill()))
-  await Promise.all(proxies.map(async proxy => proxy.stop()))
-  await server.stop()
-  return result
-}
-
-/** A result as lines of a table. */
-export const table = (rows: Record<string, ChaosResult>): string => {
-  const columns = [
-    'acknowledged',
-    'perSecond',
-    'rejected',
-    'delivered',
-    'moves',
-    'wipes',
-    'untold',
-    'resets',
-    'needless',
-    'lost',
-    'duplicates',
-    'disorders',
-    'stuck',
-  ] as const
-  const lines = [
-    ['run', 'faults', ...columns],
-    ['---', ...Array.from({ length: columns.length + 1 }, () => '--:')],
-  ]
-  for (const [name, row] of Object.entries(rows)) {
-    const count = Object.values(row.faults).reduce((sum, n) => sum + n, 0)
-    lines.push([name, `${count}`, ...columns.map(column => row[column].toLocaleString('en'))])
-  }
-  return lines.map(cells => `| ${cells.join(' | ')} |`).join('\n')
 }

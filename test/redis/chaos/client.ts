@@ -11,6 +11,9 @@ export const placeOf = (id: string): Place => {
 
 export const compare = (a: Place, b: Place): number => a[0] - b[0] || a[1] - b[1]
 
+/** The data of the last event of all. */
+export const END = 'end'
+
 /** What a client was told between two resets. */
 export interface Stretch {
   /** When it began, by the oracle's clock. */
@@ -42,6 +45,11 @@ export class Client {
     this.#port = port
     this.#random = random
     this.connect()
+  }
+
+  /** Up to here it has been told everything, or that something is gone. */
+  get place(): Place | undefined {
+    return this.stretches.at(-1)?.to
   }
 
   connect(): void {
@@ -95,7 +103,7 @@ export class Client {
     } else {
       last.got.push([place, data])
       if (compare(place, last.to) > 0) last.to = place
-      if (type === 'end') this.ended = true
+      if (data === END) this.ended = true
       else this.delivered++
     }
   }

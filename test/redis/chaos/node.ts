@@ -9,14 +9,17 @@ import { RedisBroker } from '../../../src/redis/redis-broker.ts'
 import { redisIdOf } from '../../../src/redis/cursor.ts'
 
 /** What a node is told. */
-export type Order = { publish: number; channels: number } | { stop: true } | { end: true } | { stats: number }
+export type Order = { publish: number; channels: number } | { stop: true } | { broadcast: number; data: string } | { stats: number }
+
+export type Acks = [data: string, channel: string, id: string][]
+
+export interface Figures {
+  gaps: number
+  up: boolean
+}
 
 /** What a node says. */
-export type Word =
-  | { port: number }
-  | { acks: [data: string, channel: string, id: string][] }
-  | { stopped: true; rejected: number }
-  | { stats: number; gaps: number; up: boolean; reconnects: number; duplicates: number }
+export type Word = { port: number } | { acks: Acks } | { stopped: true; rejected: number } | { to: number; answer: Figures | string }
 
 const [name = '', redisPort = '', naive = ''] = process.argv.slice(2)
 
@@ -42,7 +45,7 @@ const say = (word: Word): void => {
   if (process.connected) process.send!(word)
 }
 
-let acks: [string, string, string][] = []
+let acks: Acks = []
 let rejected = 0
 const pending = new Set<string>()
 const report = (): void => {
@@ -82,10 +85,10 @@ const stop = async (): Promise<void> => {
 process.on('message', (order: Order) => {
   if ('publish' in order) begin(order.publish, order.channels)
   else if ('stop' in order) void stop()
-  else if ('end' in order) void hub.broadcast({ event: 'end', data: 'end' })
+  else if ('broadcast' in order) void hub.broadcast(order.data).then(answer => say({ to: order.broadcast, answer }))
   else {
-    const { gaps, up, reconnects, duplicates } = broker.stats()
-    say({ stats: order.stats, gaps: gaps.lost + gaps.trimmed, up, reconnects, duplicates })
+    const { gaps, up } = broker.stats()
+    say({ to: order.stats, answer: { gaps: gaps.lost + gaps.trimmed, up } })
   }
 })
 process.on('disconnect', () => process.exit())

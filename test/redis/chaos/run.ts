@@ -1,4 +1,32 @@
-import { chaos, table, type ChaosResult } from './chaos.ts'
+import { chaos, type ChaosResult } from './chaos.ts'
+
+/** A result as lines of a table. */
+const table = (rows: Record<string, ChaosResult>): string => {
+  const columns = [
+    'acknowledged',
+    'perSecond',
+    'rejected',
+    'delivered',
+    'moves',
+    'wipes',
+    'untold',
+    'resets',
+    'needless',
+    'lost',
+    'duplicates',
+    'disorders',
+    'stuck',
+  ] as const
+  const lines = [
+    ['run', 'faults', ...columns],
+    ['---', ...Array.from({ length: columns.length + 1 }, () => '--:')],
+  ]
+  for (const [name, row] of Object.entries(rows)) {
+    const count = Object.values(row.faults).reduce((sum, n) => sum + n, 0)
+    lines.push([name, `${count}`, ...columns.map(column => row[column].toLocaleString('en'))])
+  }
+  return lines.map(cells => `| ${cells.join(' | ')} |`).join('\n')
+}
 
 // npm run chaos [-- <seconds per run> <seed>]
 const [seconds = '60', seed = `${Date.now() % 1_000_000}`] = process.argv.slice(2)
