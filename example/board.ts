@@ -9,7 +9,7 @@ interface Note {
 }
 
 const NOTES = 50
-const AWAY = 3_000
+const AWAY = 2_000
 
 // A client has a channel of its own, too, by which the server finds its stream.
 const tab = (ctx: Context): string => `tab:${String(ctx.query['tab'])}`

@@ -10,7 +10,7 @@ export const progress = (streams: SseMiddleware = sse()): Router =>
     for (let percent = 0; percent < 100; percent += 4) {
       await ctx.sse.send({ event: 'progress', data: { percent, step: STEPS[Math.floor(percent / 20)] } })
       // It rejects when the client leaves, which ends the job here; and that is no error to the app.
-      await setTimeout(80, undefined, { signal: ctx.sse.signal })
+      await setTimeout(50, undefined, { signal: ctx.sse.signal })
     }
     await ctx.sse.send({ event: 'progress', data: { percent: 100, step: 'Finished' } })
     // After a mere end a browser's EventSource would come back, and start the job anew: this tells the page to close it.

@@ -18,7 +18,7 @@ export const resumable = (hub: Hub = new Hub(), streams: SseMiddleware = sse(), 
       yield { event: 'question', data: prompt }
       for (const token of writeOn(prompt)) {
         // Aborted when the hub closes, and not when a reader leaves.
-        await setTimeout(35, undefined, { signal })
+        await setTimeout(20, undefined, { signal })
         yield { event: 'token', data: token }
       }
       // The channel has no end of its own: this tells the page to close its EventSource.

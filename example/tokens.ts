@@ -9,7 +9,7 @@ export const tokens = (streams: SseMiddleware = sse(), released: () => void = ()
   async function* answer(prompt: string, signal: AbortSignal): AsyncGenerator<string> {
     try {
       for (const token of write(prompt)) {
-        await setTimeout(35, undefined, { signal })
+        await setTimeout(20, undefined, { signal })
         yield token
       }
     } finally {

@@ -341,7 +341,7 @@ describe('example/board', () => {
     expect(await texts(a, 1)).to.deep.equal(['one'])
     expect(json(await (await post(`${url}/board/cut?tab=a`, undefined)).text())).to.deep.equal({ cut: 1 })
     expect(await a.ended).to.equal('clean')
-    expect(a.retry).to.equal(3_000)
+    expect(a.retry).to.equal(2_000)
     expect(hub.count('board')).to.equal(1)
 
     await write('two', 'three')
