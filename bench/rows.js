@@ -22,7 +22,7 @@ const fanOutRow =
     const events = scaled(1000)
     await session.open(clients, '/events/news')
     await sleep(SETTLED)
-    await fanOut(session, { clients, events: scaled(300), burst })
+    await fanOut(session, { clients, events: 2 * events, burst })
     const { cpu, user } = await session.measure(() => fanOut(session, { clients, events, burst }))
     await session.verify(true)
     return { cpu: cpu / (clients * events), user: user / (clients * events) }
@@ -59,8 +59,10 @@ const idle = async (session, { scaled }) => {
 const connect = async (session, { scaled, implementation }) => {
   const path = implementation === 'koa-alone' ? '/small' : '/events/news'
   const streams = scaled(3000)
-  await session.open(Math.ceil(streams / 2), path)
-  await session.leave()
+  for (let round = 0; round < 2; round++) {
+    await session.open(streams, path)
+    await session.leave()
+  }
   const coming = await session.measure(async () => {
     await session.open(streams, path)
     await sleep(SETTLED)
