@@ -520,8 +520,7 @@ export class EventStream {
   #checkStall(): void {
     const outlet = this.#outlet
     if (outlet === undefined) return
-    const { waiting } = outlet
-    const taken = outlet.bytesWritten - waiting
+    const { waiting, taken } = outlet
     if (waiting === 0) this.#stallTicks = -1
     // Nobody can read before there is a head.
     else if (taken > this.#taken || !this.#exchange.res.headersSent) this.#stallTicks = 0

@@ -29,7 +29,7 @@ export interface SseOptions {
   retry?: number | undefined
   /** What ends a line. With `'\r'` a client may hold an event back until the next byte comes. Default `'\n'`. */
   newline?: Newline | undefined
-  /** Bytes that may wait before `send` and `pipe` wait too. Default 16 384. */
+  /** Bytes that may wait before `send` and `pipe` wait too; text counts by its length, one for each character but the rarest. Default 16 384. */
   highWaterMark?: number | undefined
   /**
    * An event that would make more bytes wait than this ends the stream, reason `slow`. While fewer than `highWaterMark` wait, an

@@ -84,7 +84,7 @@ class Body extends PassThrough {
  * response, where Koa would have piped the one into the other ({@link goDirect}).
  */
 export class Outlet {
-  // What every write touches comes first: with thousands of streams it is the memory that takes the time.
+  // What every write touches stands first, close together.
   /** `undefined`: not known yet. `null`: over. */
   #sink: PassThrough | Response | null | undefined
   /** Chunks may go to it. */
@@ -95,10 +95,13 @@ export class Outlet {
   #text = ''
   /** What is left of bytes that are written piece by piece. */
   #rest: Buffer | undefined
-  /** Bytes of the three. */
+  /**
+   * How much the three are: bytes, but text that came while there was room counts by its length. To count the bytes of every event
+   * costs more than all else that is done with it.
+   */
   #pending = 0
-  /** Bytes that were taken in. */
-  bytesWritten = 0
+  /** Bytes that have left here, or were dropped. */
+  #past = 0
   #scheduled = false
   /** Who has to drain before more is written. */
   #blockedBy: PassThrough | Draining | 'turn' | undefined
@@ -131,14 +134,24 @@ export class Outlet {
     return this.#sink === undefined
   }
 
-  /** True while fewer than `highWaterMark` bytes wait here. */
+  /** Bytes that were taken in. */
+  get bytesWritten(): number {
+    return this.#past + this.#here
+  }
+
+  /** True while less than `highWaterMark` waits here. */
   get hasRoom(): boolean {
     return this.#pending < this.#highWaterMark
   }
 
-  /** Bytes that the kernel has not taken yet. */
+  /** Bytes that the kernel has taken. */
+  get taken(): number {
+    return this.#past - this.#queued
+  }
+
+  /** About as many bytes has the kernel not taken yet. */
   get waiting(): number {
-    return this.#pending + this.body.writableLength + this.body.readableLength + this.#res.writableLength
+    return this.#pending + this.#queued
   }
 
   /** Somebody reads the body: from now on bytes go through it, and there is room for more now. */
@@ -156,20 +169,20 @@ export class Outlet {
 
   /** Takes `text`, or says that it `overflowed`. A promise means: there is no room for more until it resolves. */
   write(text: string): Promise<void> | undefined {
-    const bytes = Buffer.byteLength(text)
-    if (this.#pending >= this.#highWaterMark && this.waiting + bytes > this.#maxBuffer) {
+    const size = this.hasRoom ? text.length : Buffer.byteLength(text)
+    if (!this.hasRoom && this.waiting + size > this.#maxBuffer) {
       this.on('overflowed')
       return
     }
     this.#addText(text)
-    this.#gathered(bytes)
+    this.#gathered(size)
     return this.#roomLater()
   }
 
   /** Takes text of the hub's, in any case. False means: there is no room for more until `room`. */
   writeText(text: string): boolean {
     this.#addText(text)
-    this.#gathered(Buffer.byteLength(text))
+    this.#gathered(text.length)
     return this.askRoom()
   }
 
@@ -190,7 +203,7 @@ export class Outlet {
   /** Takes what somebody else wrote to the body. */
   writeForeign(chunk: Buffer, callback: () => void): void {
     this.#putBehind(chunk)
-    this.#gathered(chunk.length)
+    this.#gathered(0)
     const room = this.#roomLater()
     if (room === undefined) callback()
     else void room.then(callback)
@@ -212,6 +225,7 @@ export class Outlet {
   /** Drops what waits; nothing is taken any more. */
   abandon(): void {
     this.#sink = null
+    this.#past += this.#here
     this.#text = ''
     this.#rest = this.#frame = undefined
     this.#pending = 0
@@ -234,9 +248,18 @@ export class Outlet {
     this.#text += text
   }
 
-  #gathered(bytes: number): void {
-    this.#pending += bytes
-    this.bytesWritten += bytes
+  /** Bytes that Node holds for it. */
+  get #queued(): number {
+    return this.body.writableLength + this.body.readableLength + this.#res.writableLength
+  }
+
+  /** Bytes of what waits here. */
+  get #here(): number {
+    return (this.#rest?.length ?? 0) + (this.#frame?.bytes ?? Buffer.byteLength(this.#text))
+  }
+
+  #gathered(more: number): void {
+    this.#pending += more
     if (this.#pending >= this.#highWaterMark) this.#flush()
     else if (!this.#scheduled) {
       this.#scheduled = true
@@ -248,6 +271,7 @@ export class Outlet {
   /** Moves what waits, and then `more`, into `#rest`: kinds of bytes that cannot wait side by side in their order. */
   #putBehind(more: Buffer = Buffer.alloc(0)): void {
     this.#rest = Buffer.concat([this.#rest ?? Buffer.alloc(0), this.#frame?.payload ?? Buffer.from(this.#text), more])
+    this.#pending = this.#rest.length
     this.#frame = undefined
     this.#text = ''
   }
@@ -278,6 +302,7 @@ export class Outlet {
   }
 
   #put(what: string | Buffer | Frame): void {
+    this.#past += what instanceof Frame ? what.bytes : Buffer.byteLength(what)
     if (this.#sink === this.body) {
       if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
     } else {
