@@ -7,6 +7,7 @@ import { board } from './board.ts'
 import { channels } from './channels.ts'
 import { clock } from './clock.ts'
 import { Counts } from './counts.ts'
+import { pace, type Pace } from './model.ts'
 import { progress } from './progress.ts'
 import { resumable } from './resumable.ts'
 import { tokens } from './tokens.ts'
@@ -40,8 +41,8 @@ const pages = (): Router =>
       if (name !== undefined) ctx.body = await file(name)
     })
 
-/** All examples in one app. One `sse()` serves them all, so that one `close()` ends every stream. */
-export const gallery = (): Gallery => {
+/** All examples in one app. One `sse()` serves them all, so that one `close()` ends every stream. `found`: how fast its writers are. */
+export const gallery = (found: Pace = pace): Gallery => {
   const app = new Koa()
   const streams = sse({ retry: 1_000 })
   const counts = new Counts()
@@ -51,9 +52,9 @@ export const gallery = (): Gallery => {
   const examples = [
     clock(streams, counts.released('clock')),
     progress(streams),
-    tokens(streams, counts.released('tokens')),
+    tokens(streams, counts.released('tokens'), found),
     auth(streams, counts.released('auth')),
-    resumable(hub, streams, counts.released('resumable')),
+    resumable(hub, streams, counts.released('resumable'), found),
     channels(hub, streams),
     board(boardHub, streams),
   ]

@@ -1,3 +1,5 @@
+import { setTimeout } from 'node:timers/promises'
+
 const TOKENS = `I am no model, only a generator that waits a little before each word, but all around me is real. \
 Every token is an event of its own. The server asks me for the next one when there is room for it, \
 so a reader on a slow line slows me down instead of filling the server's memory.
@@ -23,3 +25,8 @@ export const write = (prompt: string, answer: string = TOKENS): string[] =>
 
 /** The same of an answer that outlives its readers. */
 export const writeOn = (prompt: string): string[] => write(prompt, RESUMABLE)
+
+/** Resolves when the next word has been found. */
+export type Pace = (signal: AbortSignal) => Promise<unknown>
+
+export const pace: Pace = signal => setTimeout(20, undefined, { signal })

@@ -3,13 +3,13 @@ import { setTimeout } from 'node:timers/promises'
 import { bodyParser } from '@koa/bodyparser'
 import { Router, type RouterContext } from '@koa/router'
 import { Hub, sse, type SseEvent, type SseMiddleware } from 'koa-sse'
-import { writeOn } from './model.ts'
+import { pace, writeOn, type Pace } from './model.ts'
 
 // Less than the five minutes that a hub keeps an event: an answer is forgotten before its beginning is.
 const KEPT = 240_000
 
 /** An answer that outlives its reader: a page that is reloaded in the middle sees all of it. `released` is told when a generator ends. */
-export const resumable = (hub: Hub = new Hub(), streams: SseMiddleware = sse(), released: () => void = () => {}): Router => {
+export const resumable = (hub: Hub = new Hub(), streams: SseMiddleware = sse(), released: () => void = () => {}, found: Pace = pace): Router => {
   const answers = new Set<string>()
   const channel = (ctx: RouterContext): string => (answers.has(ctx.params['id']!) ? `answer:${ctx.params['id']}` : ctx.throw(404))
 
@@ -18,7 +18,7 @@ export const resumable = (hub: Hub = new Hub(), streams: SseMiddleware = sse(), 
       yield { event: 'question', data: prompt }
       for (const token of writeOn(prompt)) {
         // Aborted when the hub closes, and not when a reader leaves.
-        await setTimeout(20, undefined, { signal })
+        await found(signal)
         yield { event: 'token', data: token }
       }
       // The channel has no end of its own: this tells the page to close its EventSource.

@@ -1,15 +1,14 @@
-import { setTimeout } from 'node:timers/promises'
 import { bodyParser } from '@koa/bodyparser'
 import { Router } from '@koa/router'
 import { sse, type SseMiddleware } from 'koa-sse'
-import { write } from './model.ts'
+import { pace, write, type Pace } from './model.ts'
 
 /** An answer, token by token, as a language model gives it. `released` is told when a generator is given back. */
-export const tokens = (streams: SseMiddleware = sse(), released: () => void = () => {}): Router => {
+export const tokens = (streams: SseMiddleware = sse(), released: () => void = () => {}, found: Pace = pace): Router => {
   async function* answer(prompt: string, signal: AbortSignal): AsyncGenerator<string> {
     try {
       for (const token of write(prompt)) {
-        await setTimeout(20, undefined, { signal })
+        await found(signal)
         yield token
       }
     } finally {

@@ -2,14 +2,13 @@ import { once } from 'node:events'
 import { request, type IncomingMessage } from 'node:http'
 import { connect as dial } from 'node:net'
 import { getDefaultHighWaterMark, PassThrough, type Readable } from 'node:stream'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { expect } from 'chai'
-import type Koa from 'koa'
-import type { Context, Middleware } from 'koa'
-import { sse, type EventStream, type SseMiddleware, type SseOptions } from 'koa-sse'
+import type { Context } from 'koa'
+import type { EventStream } from 'koa-sse'
 import { connect } from './support/client.ts'
-import { koa, serve, until, type TestServer } from './support/serve.ts'
+import { memory } from './support/heap.ts'
+import { until } from './support/serve.ts'
+import { startWith, type Started } from './support/start.ts'
 
 const KILOBYTE = 1_024
 const MEGABYTE = 1_048_576
@@ -19,24 +18,6 @@ const NODE_BUFFERS = 3 * getDefaultHighWaterMark(false)
 
 // More than the socket buffers of both ends swallow.
 const HUGE = 'x'.repeat(16 * MEGABYTE)
-
-interface Started extends TestServer {
-  app: Koa & { errors: unknown[] }
-  streams: SseMiddleware
-  /** The context of the first request, when its handler has been called. */
-  arrived: Promise<Context>
-}
-
-const start = async (options: SseOptions, handler: (ctx: Context) => unknown, ...outer: Middleware[]): Promise<Started> => {
-  let arrive!: (ctx: Context) => void
-  const arrived = new Promise<Context>(resolve => (arrive = resolve))
-  const streams = sse(options)
-  const app = koa(...outer, streams, ctx => {
-    arrive(ctx)
-    return handler(ctx) as Promise<void> | undefined
-  })
-  return { app, streams, arrived, ...(await serve(app)) }
-}
 
 const pass = (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms))
 
@@ -51,14 +32,6 @@ const blocked = async (ctx: Context): Promise<void> => {
   }
   // Bytes may go past the response, straight to its socket.
   expect(ctx.res.writableNeedDrain || ctx.res.socket?.writableNeedDrain === true).to.equal(true)
-}
-
-const heapUsed = (): number => {
-  setFlagsFromString('--expose-gc')
-  const gc = runInNewContext('gc') as () => void
-  gc()
-  gc()
-  return process.memoryUsage().heapUsed + process.memoryUsage().arrayBuffers
 }
 
 /** Numbered events of 1 KB, and how many of them have been asked for. */
@@ -134,7 +107,7 @@ describe('a client that does not read', () => {
     it(`makes ${what} wait, and gets everything in order when it reads`, async () => {
       const COUNT = 20_000
       const events = new Events(COUNT)
-      const { url, arrived, app } = await start({}, ctx => ctx.sse.pipe(wrap(events)))
+      const { url, arrived, app } = await startWith({}, ctx => ctx.sse.pipe(wrap(events)))
       const client = await connect(url)
       client.pause()
       const ctx = await arrived
@@ -143,10 +116,10 @@ describe('a client that does not read', () => {
       expect(pulled).to.be.below(COUNT)
       expect(ctx.sse.bytesWritten).to.be.within((pulled - 1) * KILOBYTE, pulled * KILOBYTE + 3)
       expect(pulled * KILOBYTE - taken(ctx)).to.be.below(16_384 + NODE_BUFFERS)
-      const before = heapUsed()
+      const before = memory()
       await pass(150)
       expect(events.pulled).to.equal(pulled)
-      expect(heapUsed() - before).to.be.below(256 * KILOBYTE)
+      expect(memory() - before).to.be.below(256 * KILOBYTE)
       client.resume()
       expect(await client.ended).to.equal('clean')
       expectAll(
@@ -159,7 +132,7 @@ describe('a client that does not read', () => {
 
   it('makes a handler that awaits its sends wait', async () => {
     let sent = 0
-    const { url, arrived } = await start({}, async ctx => {
+    const { url, arrived } = await startWith({}, async ctx => {
       while (await ctx.sse.send(Events.text(sent))) sent++
     })
     const client = await connect(url)
@@ -182,7 +155,7 @@ describe('a client that does not read', () => {
 
   it('makes a source wait whose body goes through a stream of the handler', async () => {
     const events = new Events(20_000)
-    const { url, arrived } = await start({}, async (ctx: Context) => {
+    const { url, arrived } = await startWith({}, async (ctx: Context) => {
       void ctx.sse.pipe(events)
       ctx.body = ctx.sse.body.pipe(new PassThrough())
     })
@@ -205,7 +178,7 @@ describe('a client that does not read', () => {
 
   it('does not make anybody else wait', async () => {
     const all: Events[] = []
-    const { url, arrived } = await start({}, ctx => {
+    const { url, arrived } = await startWith({}, ctx => {
       const events = new Events(all.length === 0 ? Infinity : 5_000)
       all.push(events)
       return ctx.sse.pipe(events)
@@ -225,7 +198,7 @@ describe('a client that does not read', () => {
     const events = new Events(2_000)
     let respond!: () => void
     const gate = new Promise<void>(resolve => (respond = resolve))
-    const { url, arrived } = await start(
+    const { url, arrived } = await startWith(
       { stallTimeout: 60 },
       ctx => ctx.sse.pipe(events),
       async (_, next) => {
@@ -253,7 +226,7 @@ describe('highWaterMark', () => {
   for (const highWaterMark of [1, 100, 200_000, MEGABYTE]) {
     it(`of ${highWaterMark} bounds what waits for the client`, async () => {
       const events = new Events()
-      const { url, arrived } = await start({ highWaterMark }, ctx => ctx.sse.pipe(events))
+      const { url, arrived } = await startWith({ highWaterMark }, ctx => ctx.sse.pipe(events))
       const client = await connect(url)
       client.pause()
       const ctx = await arrived
@@ -268,7 +241,7 @@ describe('highWaterMark', () => {
 
   for (const highWaterMark of [1, 100]) {
     it(`of ${highWaterMark} loses nothing`, async () => {
-      const { url } = await start({ highWaterMark }, async ctx => {
+      const { url } = await startWith({ highWaterMark }, async ctx => {
         await ctx.sse.pipe(new Events(1_000), { end: false })
         for (let n = 1_000; n < 2_000; n++) expect(await ctx.sse.send(Events.text(n))).to.equal(true)
         ctx.sse.close()
@@ -286,7 +259,7 @@ describe('highWaterMark', () => {
 describe('send()', () => {
   it('resolves with true when there is room again, and not before', async () => {
     const settled: boolean[] = []
-    const { url, arrived } = await start({ maxBuffer: 64 * MEGABYTE }, ctx => void ctx.sse.send(HUGE).then(value => settled.push(value)))
+    const { url, arrived } = await startWith({ maxBuffer: 64 * MEGABYTE }, ctx => void ctx.sse.send(HUGE).then(value => settled.push(value)))
     const client = await connect(url)
     client.pause()
     const ctx = await arrived
@@ -303,7 +276,7 @@ describe('send()', () => {
   })
 
   it('un-awaited past maxBuffer ends the stream, reason slow, and calls it no error', async () => {
-    const { url, arrived, app, sockets, streams } = await start({ highWaterMark: 1_000, maxBuffer: 2_000 }, async ctx => {
+    const { url, arrived, app, sockets, streams } = await startWith({ highWaterMark: 1_000, maxBuffer: 2_000 }, async ctx => {
       ctx.sse.open()
       const event = 'x'.repeat(100 - 'data: \n\n'.length)
       const results: Promise<boolean>[] = []
@@ -323,7 +296,7 @@ describe('send()', () => {
   })
 
   it('un-awaited, turn by turn, to a client that does not read, ends the stream when maxBuffer bytes wait', async () => {
-    const { url, arrived, app, sockets } = await start({}, ctx => void ctx.sse.open())
+    const { url, arrived, app, sockets } = await startWith({}, ctx => void ctx.sse.open())
     const client = await connect(url)
     client.pause()
     const ctx = await arrived
@@ -346,21 +319,21 @@ describe('send()', () => {
 
   it('frees what waited in a stream that was too slow', async () => {
     const streams: EventStream[] = []
-    const { url } = await start({}, ctx => void streams.push(ctx.sse.open()))
+    const { url } = await startWith({}, ctx => void streams.push(ctx.sse.open()))
     for (let n = 0; n < 20; n++) (await connect(url)).pause()
-    const before = heapUsed()
+    const before = memory()
     for (const stream of streams) {
       while (stream.connected) void stream.send(Events.text(0))
       expect(await stream.closed).to.equal('slow')
     }
     await new Promise(setImmediate)
     // 20 MB have waited.
-    expect(heapUsed() - before).to.be.below(4 * MEGABYTE)
+    expect(memory() - before).to.be.below(4 * MEGABYTE)
     expect(streams.length).to.equal(20)
   })
 
   it('un-awaited up to maxBuffer is fine for a client that reads', async () => {
-    const { url } = await start({}, async ctx => {
+    const { url } = await startWith({}, async ctx => {
       for (let n = 0; n < 1_000; n++) void ctx.sse.send(Events.text(n))
       ctx.sse.close()
     })
@@ -374,7 +347,7 @@ describe('send()', () => {
 
   it('awaited never ends the stream, however large its events and slow its reader', async () => {
     const event = 'x'.repeat(3 * MEGABYTE)
-    const server = await start({ maxBuffer: MEGABYTE }, async ctx => {
+    const server = await startWith({ maxBuffer: MEGABYTE }, async ctx => {
       for (let n = 0; n < 5; n++) expect(await ctx.sse.send(event)).to.equal(true)
       await ctx.sse.pipe([event, 'last'])
     })
@@ -383,7 +356,7 @@ describe('send()', () => {
   })
 
   it('takes an event of any size while fewer than highWaterMark bytes wait, and the next one no more', async () => {
-    const { url, arrived } = await start({ highWaterMark: 1_000, maxBuffer: 2_000 }, ctx => {
+    const { url, arrived } = await startWith({ highWaterMark: 1_000, maxBuffer: 2_000 }, ctx => {
       void ctx.sse.send('x'.repeat(900))
       void ctx.sse.send(HUGE)
       expect(ctx.sse.connected).to.equal(true)
@@ -413,7 +386,7 @@ describe('stallTimeout', () => {
 
   it('ends a stream whose reader has stalled, heartbeats notwithstanding, but no sooner', async () => {
     const events = new Events()
-    const { url, arrived, app, sockets, streams } = await start({ stallTimeout: 200, heartbeat: 20 }, ctx => ctx.sse.pipe(events))
+    const { url, arrived, app, sockets, streams } = await startWith({ stallTimeout: 200, heartbeat: 20 }, ctx => ctx.sse.pipe(events))
     const client = await connect(url)
     client.pause()
     const ctx = await arrived
@@ -430,7 +403,7 @@ describe('stallTimeout', () => {
   })
 
   it('lets a send that waits resolve with false', async () => {
-    const { url, arrived } = await start({ stallTimeout: 100 }, async ctx => {
+    const { url, arrived } = await startWith({ stallTimeout: 100 }, async ctx => {
       expect(await ctx.sse.send(HUGE)).to.equal(false)
       ctx.app.emit('resolved')
     })
@@ -442,9 +415,9 @@ describe('stallTimeout', () => {
   })
 
   it('does not end a stream that is idle, or quiet but for heartbeats', async () => {
-    const { url, arrived } = await start({ stallTimeout: 40 }, ctx => ctx.sse.open())
+    const { url, arrived } = await startWith({ stallTimeout: 40 }, ctx => ctx.sse.open())
     const client = await connect(url)
-    const beating = await start({ stallTimeout: 40, heartbeat: 15 }, ctx => ctx.sse.open())
+    const beating = await startWith({ stallTimeout: 40, heartbeat: 15 }, ctx => ctx.sse.open())
     await connect(beating.url)
     await pass(300)
     const streams = [(await arrived).sse, (await beating.arrived).sse]
@@ -454,7 +427,7 @@ describe('stallTimeout', () => {
   })
 
   it('false lets a reader stall for as long as it likes', async () => {
-    const { url, arrived } = await start({ stallTimeout: false }, ctx => ctx.sse.pipe(new Events()))
+    const { url, arrived } = await startWith({ stallTimeout: false }, ctx => ctx.sse.pipe(new Events()))
     const client = await connect(url)
     client.pause()
     const ctx = await arrived
@@ -464,7 +437,7 @@ describe('stallTimeout', () => {
   })
 
   it('begins anew when a reader that had paused reads again', async () => {
-    const { url, arrived } = await start({ stallTimeout: 1_000 }, ctx => ctx.sse.pipe(new Events()))
+    const { url, arrived } = await startWith({ stallTimeout: 1_000 }, ctx => ctx.sse.pipe(new Events()))
     const client = await connect(url)
     const ctx = await arrived
     for (let n = 0; n < 3; n++) {
@@ -478,7 +451,7 @@ describe('stallTimeout', () => {
   })
 
   it('does not end a stream whose reader is slow, though it takes many times as long', async () => {
-    const server = await start({ stallTimeout: 400 }, ctx => ctx.sse.pipe(new Events()))
+    const server = await startWith({ stallTimeout: 400 }, ctx => ctx.sse.pipe(new Events()))
     const reading = slowReader(server)
     const { sse: stream } = await server.arrived
     await pass(1_500)
@@ -489,7 +462,7 @@ describe('stallTimeout', () => {
   })
 
   it('does not end a stream whose reader is slow to read a single event of 16 MB', async () => {
-    const server = await start({ stallTimeout: 400 }, async ctx => {
+    const server = await startWith({ stallTimeout: 400 }, async ctx => {
       expect(await ctx.sse.send(HUGE)).to.equal(true)
       ctx.sse.close()
     })
@@ -507,7 +480,7 @@ describe('stallTimeout', () => {
   }
   for (const [which, end] of Object.entries(endings)) {
     it(`destroys the connection of a stream ${which} when its reader has stalled`, async () => {
-      const { url, arrived, app, sockets } = await start({ stallTimeout: 200 }, ctx => {
+      const { url, arrived, app, sockets } = await startWith({ stallTimeout: 200 }, ctx => {
         void ctx.sse.send(HUGE)
         end(ctx)
       })
@@ -524,7 +497,7 @@ describe('stallTimeout', () => {
     })
 
     it(`lets a slow reader finish a stream ${which}`, async () => {
-      const { port, arrived } = await start({ stallTimeout: 400 }, ctx => {
+      const { port, arrived } = await startWith({ stallTimeout: 400 }, ctx => {
         void ctx.sse.send(HUGE)
         end(ctx)
       })

@@ -1,27 +1,16 @@
-import { existsSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { Router } from '@koa/router'
 import { expect } from 'chai'
 import type { Middleware } from 'koa'
-import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core'
+import type { BrowserContext, Page } from 'playwright-core'
 import { gallery } from '../example/gallery.ts'
 import { writeOn } from '../example/model.ts'
 import { shutdown } from '../example/shutdown.ts'
 import { Hub } from '../src/hub.ts'
 import { sse } from '../src/middleware.ts'
+import { inChromium, PATIENCE } from './support/chromium.ts'
+import { paced } from './support/paced.ts'
 import { koa, serve, until } from './support/serve.ts'
-
-const CHROMIUM = '/usr/bin/chromium'
-const ARGS = [
-  '--no-sandbox',
-  '--headless',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
 
 const PAGE = `<!doctype html><link rel="icon" href="data:," /><script>
   const seen = []
@@ -36,21 +25,15 @@ interface Seen {
   id: string
 }
 
-describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function () {
+describe('the hub in Chromium (pending where none is installed)', function () {
   this.timeout(30_000)
-  let browser: Browser
+  const browser = inChromium()
   let context: BrowserContext
   let faults: string[]
 
-  before(async function () {
-    if (!existsSync(CHROMIUM)) this.skip()
-    browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGS })
-  })
-
-  after(() => browser?.close())
-
   beforeEach(async () => {
-    context = await browser.newContext()
+    context = await browser().newContext()
+    context.setDefaultTimeout(PATIENCE)
     faults = []
   })
 
@@ -189,9 +172,17 @@ describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function 
         const headers = { 'Content-Type': 'application/json' }
         for (const text of texts) await fetch('/board', { method: 'POST', headers, body: JSON.stringify({ by: 'Ada', text }) })
       }, texts)
-    const cut = async (page: Page): Promise<void> => {
+    /** Cuts a page off; what it returns lets it come back, when it wants to. */
+    const cut = async (page: Page): Promise<() => void> => {
+      let comeBack!: () => void
+      const back = new Promise<void>(resolve => (comeBack = resolve))
+      await page.route('**/board/events*', async route => {
+        await back
+        await route.continue()
+      })
       await page.click('#board [name=cut]')
       await page.waitForSelector('#board[data-state=connecting]')
+      return comeBack
     }
 
     const twoTabs = async (): Promise<[Page, Page]> => {
@@ -210,11 +201,12 @@ describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function 
       await writeAll(two, ['second'])
       await note(one, 'second')
 
-      await cut(two)
+      const comeBack = await cut(two)
       await writeAll(one, ['third', 'fourth', 'fifth'])
       await note(one, 'fifth')
       expect(await notes(two)).to.have.length(2)
 
+      comeBack()
       await note(two, 'fifth')
       await state(two, 'board', /^open$/)
       expect(await two.locator('#board .missed').count()).to.equal(3)
@@ -229,7 +221,7 @@ describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function 
       const [one, two] = await twoTabs()
       await write(one, 'first')
       await note(two, 'first')
-      await cut(two)
+      const comeBack = await cut(two)
       await writeAll(
         one,
         Array.from({ length: 30 }, (_, i) => `missed ${i}`),
@@ -237,6 +229,7 @@ describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function 
       await note(one, 'missed 29')
       expect(await notes(two)).to.have.length(1)
 
+      comeBack()
       await two.locator('#board .notes .reset').waitFor()
       await two.locator('#board .wire .bad', { hasText: '{"reason":"trimmed"}' }).waitFor()
       await state(two, 'board', /^open$/)
@@ -248,16 +241,20 @@ describe(`the hub in Chromium (pending where ${CHROMIUM} is missing)`, function 
     })
 
     it('shows an answer whole when the page was reloaded in the middle, while it was written once', async () => {
-      const { url } = await serve(gallery().app)
+      const { found, goOn } = paced(40)
+      const { url } = await serve(gallery(found).app)
       const page = await open(url)
       await page.click('#resumable [name=start]')
       const answer = page.locator('#resumable .answer')
-      await answer.filter({ hasText: 'I go on without you' }).waitFor()
+      const middle = writeOn('What if I reload?').slice(0, 40).join('')
+      await answer.filter({ hasText: middle }).waitFor()
       await Promise.all([page.waitForEvent('load'), page.click('#resumable [name=reload]')])
       await state(page, 'resumable', /^open$/)
-      await answer.filter({ hasText: 'I go on without you' }).waitFor()
+      await answer.filter({ hasText: middle }).waitFor()
       await page.locator('#resumable .released').filter({ hasText: /0×$/ }).waitFor()
+      expect(await answer.textContent()).to.equal(middle)
 
+      goOn()
       await state(page, 'resumable', /^finished$/)
       expect(await answer.textContent()).to.equal(writeOn('What if I reload?').join(''))
       await page.locator('#resumable .released').filter({ hasText: /1×$/ }).waitFor()

@@ -1,28 +1,18 @@
 import { expect } from 'chai'
 import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { createSecureServer, type ServerHttp2Session } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buffer } from 'node:stream/consumers'
 import Koa, { type Middleware } from 'koa'
-import { chromium, type Browser, type BrowserContext, type Page } from 'playwright-core'
+import type { BrowserContext, Page } from 'playwright-core'
 import { type EventStream, type Newline, sse, type SseEvent, type SseOptions } from '../src/index.ts'
+import { inChromium, PATIENCE } from './support/chromium.ts'
 import { connect } from './support/client.ts'
 import { koa, serve, until } from './support/serve.ts'
-
-const CHROMIUM = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(path => existsSync(path))
-const ARGS = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-]
 
 /** Long before any heartbeat, and long enough for a machine that does other things too. */
 const AT_ONCE = 2_000
@@ -60,19 +50,13 @@ const idle = (): { source: (signal: AbortSignal) => AsyncGenerator<string>; rele
 
 describe('Chromium (pending where none is installed)', function () {
   this.timeout(30_000)
-  let browser: Browser
+  const browser = inChromium()
   let context: BrowserContext
   let tab: Page
 
-  before(async function () {
-    if (CHROMIUM === undefined) return this.skip()
-    browser = await chromium.launch({ executablePath: CHROMIUM, args: ARGS })
-  })
-
-  after(() => browser?.close())
-
   beforeEach(async () => {
-    context = await browser.newContext({ ignoreHTTPSErrors: true })
+    context = await browser().newContext({ ignoreHTTPSErrors: true })
+    context.setDefaultTimeout(PATIENCE)
     tab = await context.newPage()
   })
 

@@ -3,11 +3,11 @@ import { Agent } from 'node:http'
 import { connect as dial, type Socket } from 'node:net'
 import { bodyParser } from '@koa/bodyparser'
 import { expect } from 'chai'
-import type Koa from 'koa'
 import type { Context, Middleware } from 'koa'
-import { sse, type EventStream, type SseMiddleware } from 'koa-sse'
+import type { EventStream } from 'koa-sse'
 import { connect, type ConnectOptions, type LiveClient } from './support/client.ts'
-import { koa, serve, until, type TestServer } from './support/serve.ts'
+import { until } from './support/serve.ts'
+import { startWith, type Started } from './support/start.ts'
 import { reset } from './support/reset.ts'
 
 // At once; the machine may be busy, and the next thing that would end a stream, a heartbeat, comes after 15 s.
@@ -18,23 +18,7 @@ const MEGABYTE = 1_048_576
 // More than the socket buffers of both ends swallow.
 const HUGE = 'x'.repeat(16 * MEGABYTE)
 
-interface Started extends TestServer {
-  app: Koa & { errors: unknown[] }
-  streams: SseMiddleware
-  /** The context of the first request, when its handler has been called. */
-  arrived: Promise<Context>
-}
-
-const start = async (handler: (ctx: Context) => unknown, ...outer: Middleware[]): Promise<Started> => {
-  let arrive!: (ctx: Context) => void
-  const arrived = new Promise<Context>(resolve => (arrive = resolve))
-  const streams = sse()
-  const app = koa(...outer, streams, ctx => {
-    arrive(ctx)
-    return handler(ctx) as Promise<void> | undefined
-  })
-  return { app, streams, arrived, ...(await serve(app)) }
-}
+const start = (handler: (ctx: Context) => unknown, ...outer: Middleware[]): Promise<Started> => startWith({}, handler, ...outer)
 
 /** A connection that says `text`, and then nothing. */
 const say = async (port: number, text: string): Promise<Socket> => {

@@ -6,7 +6,9 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { sse, SseError, type CloseReason, type EventStream, type SseOptions } from 'koa-sse'
 import request from 'supertest'
+import { clog } from './support/clog.ts'
 import { connect, type ConnectOptions, type LiveClient } from './support/client.ts'
+import { failure, isPending } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 import { reset } from './support/reset.ts'
 
@@ -46,36 +48,6 @@ const inHandler = async <T>(look: (ctx: Context) => T | Promise<T>, path = '/', 
     await connect(url + path, asking)
   ).ended
   return found!.value
-}
-
-/** Whether it throws or rejects, is the same to who awaits it. */
-const failure = async (action: () => unknown): Promise<unknown> => {
-  try {
-    await action()
-  } catch (error) {
-    return error
-  }
-  return undefined
-}
-
-const isPending = async (promise: Promise<unknown>): Promise<boolean> => {
-  const pending = Symbol('pending')
-  const later = async (): Promise<symbol> => {
-    for (let i = 0; i < 5; i++) await turn()
-    return pending
-  }
-  return (await Promise.race([promise, later()])) === pending
-}
-
-/** Sends until a send has to wait. */
-const clog = async (stream: EventStream): Promise<void> => {
-  for (let i = 0; i < 5_000; i++) {
-    if (!(await isPending(stream.send(KB.repeat(100))))) continue
-    // The kernel may still find room for some, however busy it is; not for as much as may wait.
-    void stream.send(KB.repeat(800))
-    return
-  }
-  throw new Error('no send ever waited')
 }
 
 describe('ctx.sse.send()', () => {

@@ -21,6 +21,7 @@ import { tokens } from '../example/tokens.ts'
 import { Hub } from '../src/hub.ts'
 import { sse } from '../src/middleware.ts'
 import { connect, type ConnectOptions, type LiveClient } from './support/client.ts'
+import { paced } from './support/paced.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 type App = Koa & { errors: unknown[] }
@@ -179,7 +180,8 @@ describe('example/resumable', () => {
   it('writes on when its reader leaves, and whoever comes sees all of it, or what is missing', async function () {
     this.timeout(20_000)
     const hub = new Hub()
-    const { app, url, released } = await start(released => resumable(hub, sse(), released))
+    const { found, goOn } = paced(10)
+    const { app, url, released } = await start(released => resumable(hub, sse(), released, found))
     const answer = await answered(url, 'Why?')
 
     const first = await connect(answer)
@@ -195,6 +197,7 @@ describe('example/resumable', () => {
     expect(await reloaded.event()).to.include({ event: 'question' })
     await reloaded.take(5)
     expect(released()).to.equal(0)
+    goOn()
     await Promise.all([done(reloaded), done(back)])
     expect(released()).to.equal(1)
 

@@ -4,6 +4,7 @@ import { expect } from 'chai'
 import type { Middleware } from 'koa'
 import { sse, type EventStream, type SseOptions } from 'koa-sse'
 import { Beats } from '../src/heartbeat.ts'
+import { clog } from './support/clog.ts'
 import { connect, type LiveClient } from './support/client.ts'
 import { koa, serve } from './support/serve.ts'
 
@@ -52,17 +53,6 @@ const stand = async (options: SseOptions): Promise<{ stream: EventStream; client
 }
 
 const pings = (client: LiveClient): number => client.blocks.filter(block => 'comment' in block && block.comment !== '').length
-
-const clog = async (stream: EventStream): Promise<void> => {
-  const chunk = 'x'.repeat(100_000)
-  for (;;) {
-    const blocked = Symbol('blocked')
-    const result = await Promise.race([stream.send(chunk), (async () => (await turn(), await turn(), await turn(), blocked))()])
-    if (result === blocked) break
-  }
-  // The kernel may still find room for some, however busy it is; not for as much as may wait.
-  void stream.send('x'.repeat(800_000))
-}
 
 describe('heartbeat', () => {
   beforeEach(() => mock.timers.enable({ apis: ['setInterval'] }))

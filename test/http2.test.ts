@@ -25,6 +25,7 @@ import { buffer } from 'node:stream/consumers'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import Koa, { type Middleware } from 'koa'
 import { type EventStream, sse, type SseMiddleware, type SseOptions } from '../src/index.ts'
+import { idle } from './support/idle.ts'
 import { until } from './support/serve.ts'
 import { reset } from './support/reset.ts'
 
@@ -104,21 +105,6 @@ const read = async (client: ClientHttp2Session, headers: OutgoingHttpHeaders = {
     return events[taken++]!
   }
   return { stream, headers: response, events, text: () => text, event, ended }
-}
-
-/** An endless source that tells whether it was released. */
-const idle = (): { source: (signal: AbortSignal) => AsyncGenerator<string>; released: Promise<void> } => {
-  let release!: () => void
-  const released = new Promise<void>(resolve => (release = resolve))
-  const source = async function* (signal: AbortSignal): AsyncGenerator<string> {
-    try {
-      yield 'first'
-      if (!signal.aborted) await once(signal, 'abort')
-    } finally {
-      release()
-    }
-  }
-  return { source, released }
 }
 
 describe('HTTP/2', () => {

@@ -1,12 +1,11 @@
 import { Agent, request, type IncomingMessage } from 'node:http'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { Hub, sse, type EventStream, type HubEvent, type SseOptions } from 'koa-sse'
 import { control } from '../src/event-stream.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { collect } from './support/heap.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const hubs: Hub[] = []
@@ -15,13 +14,6 @@ const makeHub = (): Hub => {
   const hub = new Hub({ maxChannels: 20_000 })
   hubs.push(hub)
   return hub
-}
-
-const collect = (): void => {
-  setFlagsFromString('--expose-gc')
-  const gc = runInNewContext('gc') as () => void
-  gc()
-  gc()
 }
 
 const heap = (): number => {

@@ -1,10 +1,9 @@
 import type { Socket } from 'node:net'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { expect } from 'chai'
 import type { Context } from 'koa'
 import { Hub, sse, type EventStream, type HubEvent, type HubOptions, type SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
+import { memory } from './support/heap.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const READERS = 300
@@ -33,19 +32,6 @@ const start = async (history: HubOptions['history'], options: SseOptions = {}): 
   const { url } = await serve(app)
   const join = async (query = '', headers = {}): Promise<LiveClient> => connect(`${url}/?${query}`, { headers })
   return { hub, streams, errors: app.errors, url, join }
-}
-
-const collect = (): void => {
-  setFlagsFromString('--expose-gc')
-  const gc = runInNewContext('gc') as () => void
-  gc()
-  gc()
-}
-
-const memory = (): number => {
-  collect()
-  const { heapUsed, arrayBuffers } = process.memoryUsage()
-  return heapUsed + arrayBuffers
 }
 
 /** Resolves when a client's stream holds bytes that the kernel does not take. */

@@ -16,6 +16,7 @@ import session from 'koa-session'
 import supertest from 'supertest'
 import { type CloseReason, type EventStream, sse, type SseMiddleware } from '../src/index.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { idle } from './support/idle.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 // None of these has types of its own, or in @types.
@@ -82,21 +83,6 @@ const connectCompressed = async (url: string, encoding: keyof typeof DECODERS): 
     return events[read++]!
   }
   return { headers: response.headers, response, bytes: () => bytes, events, ended, event }
-}
-
-/** An endless source that tells whether it was released. */
-const idle = (): { source: (signal: AbortSignal) => AsyncGenerator<string>; released: Promise<void> } => {
-  let release!: () => void
-  const released = new Promise<void>(resolve => (release = resolve))
-  const source = async function* (signal: AbortSignal): AsyncGenerator<string> {
-    try {
-      yield 'first'
-      if (!signal.aborted) await once(signal, 'abort')
-    } finally {
-      release()
-    }
-  }
-  return { source, released }
 }
 
 /** Two events and the end. */

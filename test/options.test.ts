@@ -6,7 +6,9 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { EventStream, sse, type CloseOptions, type CloseReason, type SseOptions } from 'koa-sse'
 import request from 'supertest'
+import { clog } from './support/clog.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { failure } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const KB = 'x'.repeat(1_000)
@@ -30,27 +32,6 @@ const opener = (): { handler: Middleware; streams: EventStream[]; last: () => Ev
 
 const wrong = (options: unknown): (() => unknown) => {
   return () => sse(options as SseOptions)
-}
-
-/** Whether it throws or rejects, is the same to who awaits it. */
-const failure = async (action: () => unknown): Promise<unknown> => {
-  try {
-    await action()
-  } catch (error) {
-    return error
-  }
-  return undefined
-}
-
-/** Makes bytes wait on the server, however much the kernel takes: resolves when a send has to wait. */
-const clog = async (stream: EventStream, chunk = KB.repeat(100)): Promise<void> => {
-  for (;;) {
-    const blocked = Symbol('blocked')
-    const sent = stream.send(chunk)
-    const result = await Promise.race([sent, (async () => (await turn(), await turn(), await turn(), blocked))()])
-    if (result === blocked) return
-    if (result === false) throw new Error('the stream has ended')
-  }
 }
 
 describe('sse(options)', () => {
@@ -285,7 +266,7 @@ describe('sse(options)', () => {
       const { url } = await serve(koa(sse({ highWaterMark: 1_000, maxBuffer: 2_000 }), handler))
       const client = await connect(url)
       client.pause()
-      await clog(last(), KB.slice(0, 500))
+      await clog(last(), { chunk: KB.slice(0, 500), behind: '' })
       expect(await last().send(KB.repeat(3))).to.equal(false)
       expect(await last().closed).to.equal('slow')
       expect(await last().send('later')).to.equal(false)

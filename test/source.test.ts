@@ -4,32 +4,14 @@ import type { ServerResponse } from 'node:http'
 import { connect as dial } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { expect } from 'chai'
-import type Koa from 'koa'
 import type { Context, Middleware } from 'koa'
-import { sse, type EventStream, type Source, type SseEvent, type SseMiddleware, type SseOptions } from 'koa-sse'
+import type { EventStream, Source, SseEvent, SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
-import { koa, serve, until, type TestServer } from './support/serve.ts'
+import { serve, until } from './support/serve.ts'
+import { startWith, type Started } from './support/start.ts'
 
 // At once, on a machine that may be busy.
 const PROMPT = 500
-
-interface Started extends TestServer {
-  app: Koa & { errors: unknown[] }
-  streams: SseMiddleware
-  /** The context of the first request, when its handler has been called. */
-  arrived: Promise<Context>
-}
-
-const startWith = async (options: SseOptions, handler: (ctx: Context) => unknown, ...outer: Middleware[]): Promise<Started> => {
-  let arrive!: (ctx: Context) => void
-  const arrived = new Promise<Context>(resolve => (arrive = resolve))
-  const streams = sse(options)
-  const app = koa(...outer, streams, ctx => {
-    arrive(ctx)
-    return handler(ctx) as Promise<void> | undefined
-  })
-  return { app, streams, arrived, ...(await serve(app)) }
-}
 
 const start = (handler: (ctx: Context) => unknown, ...outer: Middleware[]): Promise<Started> => startWith({}, handler, ...outer)
 

@@ -1,0 +1,16 @@
+import { once } from 'node:events'
+
+/** An endless source that tells whether it was released. */
+export const idle = (): { source: (signal: AbortSignal) => AsyncGenerator<string>; released: Promise<void> } => {
+  let release!: () => void
+  const released = new Promise<void>(resolve => (release = resolve))
+  const source = async function* (signal: AbortSignal): AsyncGenerator<string> {
+    try {
+      yield 'first'
+      if (!signal.aborted) await once(signal, 'abort')
+    } finally {
+      release()
+    }
+  }
+  return { source, released }
+}
