@@ -11,6 +11,9 @@ const WINDOW = 10_000
 // Read backwards at start, at most.
 const MOST = 200_000
 
+const ask = async (connection: Connection, command: string, ...args: (string | number)[]): Promise<unknown> =>
+  connection.within(REPLY_TIMEOUT, async () => connection.call(command, ...args))
+
 /** Reads so many entries that follow another, at most. Undefined: that one is not there. */
 export type PageReader = (connection: Connection, key: string, after: Cursor, count: number) => Promise<LogEntry[] | undefined>
 
@@ -32,7 +35,7 @@ export const range = async (
   from: string,
   to: string,
   count: number,
-): Promise<RawEntry[]> => connection.within(REPLY_TIMEOUT, async () => connection.call(command, key, from, to, 'COUNT', count) as Promise<RawEntry[]>)
+): Promise<RawEntry[]> => (await ask(connection, command, key, from, to, 'COUNT', count)) as RawEntry[]
 
 /** The end of the log, without a gap. */
 export interface Tail {
@@ -57,7 +60,7 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
     const page = await range(connection, 'XREVRANGE', key, end, '-', PAGE)
     for (const raw of page) entries.push(entries.length <= WINDOW ? decode(raw) : stripped(decode(raw)))
     if (entries.length === 0) {
-      await connection.within(REPLY_TIMEOUT, async () => connection.call('XADD', key, '*', ...encodeFields(nextId(), { begin: true })))
+      await ask(connection, 'XADD', key, '*', ...encodeFields(nextId(), { begin: true }))
       return readTail(connection, key, lookBack, nextId)
     }
     whole = page.length < PAGE
@@ -75,7 +78,7 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
 /** Has all entries to come follow this one, wherever the server's clock stands. */
 export const raise = async (connection: Connection, key: string, above: Cursor): Promise<void> => {
   try {
-    await connection.within(REPLY_TIMEOUT, async () => connection.call('XSETID', key, redisIdOf(above)))
+    await ask(connection, 'XSETID', key, redisIdOf(above))
   } catch (error) {
     // Another process was faster, or it is not allowed. Readers look without being woken, too, if later.
     if (!isReply(error)) throw error
@@ -84,7 +87,7 @@ export const raise = async (connection: Connection, key: string, above: Cursor):
 
 /** Whether the log has let go of entries on its own account. Redis before 7 does not say. */
 export const isTrimmed = async (connection: Connection, key: string): Promise<boolean> => {
-  const info = await connection.within(REPLY_TIMEOUT, async () => connection.call('XINFO', 'STREAM', key))
+  const info = await ask(connection, 'XINFO', 'STREAM', key)
   // By turns with RESP2, and with RESP3 where the client maps it so.
   const flat: unknown[] = Array.isArray(info) ? info : Object.entries(info as object).flat()
   const figure = (name: string): number => Number(flat[flat.indexOf(name) + 1])
@@ -93,13 +96,13 @@ export const isTrimmed = async (connection: Connection, key: string): Promise<bo
 
 /** The server's clock, in milliseconds. */
 export const serverTime = async (connection: Connection): Promise<number> => {
-  const [seconds, micros] = (await connection.within(REPLY_TIMEOUT, async () => connection.call('TIME'))) as [string, string]
+  const [seconds, micros] = (await ask(connection, 'TIME')) as [string, string]
   return Number(seconds) * 1_000 + Math.floor(Number(micros) / 1_000)
 }
 
 /** What is wrong with how the server makes room, if anything. */
 export const evictionFault = async (connection: Connection): Promise<string | undefined> => {
-  const info = (await connection.within(REPLY_TIMEOUT, async () => connection.call('INFO', 'memory'))) as string
+  const info = (await ask(connection, 'INFO', 'memory')) as string
   const policy = /^maxmemory_policy:(\S+)/m.exec(info)?.[1]
   const most = Number(/^maxmemory:(\d+)/m.exec(info)?.[1] ?? 0)
   if (most === 0 || policy?.startsWith('allkeys') !== true) return undefined
