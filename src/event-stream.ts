@@ -478,7 +478,7 @@ export class EventStream {
     const outlet = this.#outlet
     if (outlet !== undefined) {
       this.#exchange.ended(this)
-      if (last !== undefined) void outlet.write(last)
+      if (last !== undefined) outlet.writeText(last)
       if (ending === 'end' || ending === 'cut') outlet.end(ending)
       else outlet.abandon()
       if (ending === 'destroy') destroy(res)

@@ -179,7 +179,7 @@ export class Outlet {
     return this.#roomLater()
   }
 
-  /** Takes text of the hub's, in any case. False means: there is no room for more until `room`. */
+  /** Takes text of the library's own, in any case. False means: there is no room for more until `room`. */
   writeText(text: string): boolean {
     this.#addText(text)
     this.#gathered(text.length)

@@ -125,11 +125,12 @@ describe('heartbeat', () => {
   it('is skipped while bytes wait', async () => {
     const { stream, client } = await stand({ heartbeat: 1_000 })
     client.pause()
-    await clog(stream)
+    const { read } = await clog(stream)
     const before = stream.bytesWritten
     await pass(10_000, 10)
     expect(stream.bytesWritten).to.equal(before)
     client.resume()
+    await read
     await stream.send('flushed')
     await readUntil(client, 'flushed')
     expect(pings(client)).to.equal(0)
@@ -144,7 +145,7 @@ describe('heartbeat', () => {
     const sent = stream.bytesWritten
     await pass(5_000, 10)
     client.resume()
-    while (Buffer.byteLength(client.text) < sent) await turn()
+    while (client.text.length < sent) await turn()
     await pass(990)
     expect(pings(client)).to.equal(0)
     await pass(260)

@@ -266,7 +266,7 @@ describe('sse(options)', () => {
       const { url } = await serve(koa(sse({ highWaterMark: 1_000, maxBuffer: 2_000 }), handler))
       const client = await connect(url)
       client.pause()
-      await clog(last(), { chunk: KB.slice(0, 500), behind: '' })
+      await clog(last())
       expect(await last().send(KB.repeat(3))).to.equal(false)
       expect(await last().closed).to.equal('slow')
       expect(await last().send('later')).to.equal(false)
@@ -292,11 +292,12 @@ describe('sse(options)', () => {
         await turn()
       }
       expect(reason).to.equal(undefined)
-      for (let ms = 0; ms < 16_000; ms += 1_000) {
+      // The kernel may have taken some more since.
+      while (stream.connected) {
         mock.timers.tick(1_000)
         await turn()
       }
-      expect(reason).to.equal('stalled')
+      expect(await stream.closed).to.equal('stalled')
       client.resume()
       expect(await client.ended).to.equal('cut')
       expect(app.errors).to.deep.equal([])
@@ -310,13 +311,13 @@ describe('sse(options)', () => {
       const stream = last()
       for (let round = 0; round < 5; round++) {
         client.pause()
-        await clog(stream)
+        const { read } = await clog(stream)
         mock.timers.tick(2_500)
         mock.timers.tick(2_500)
         await turn()
         expect(stream.connected).to.equal(true)
         client.resume()
-        expect(await stream.send('round')).to.equal(true)
+        expect(await read).to.equal(true)
         mock.timers.tick(2_500)
       }
       expect(stream.connected).to.equal(true)
@@ -940,15 +941,13 @@ describe('sse().close()', () => {
   })
 
   it('waits for a client that does not read no longer than graceMs', async () => {
-    const middleware = sse({ maxBuffer: 100_000_000 })
+    const middleware = sse()
     const { handler, last } = opener()
     const app = koa(middleware, handler)
     const { url } = await serve(app)
     const client = await connect(url)
     client.pause()
     await clog(last())
-    // More than the kernel may still find room for.
-    void last().send(KB.repeat(20_000))
     const start = performance.now()
     await middleware.close({ graceMs: 200 })
     const took = performance.now() - start
@@ -969,7 +968,7 @@ describe('sse().close()', () => {
     client.resume()
     await closed
     expect(await client.ended).to.equal('clean')
-    expect(client.events.at(-1)?.data).to.equal('bye')
+    expect(client.events.at(-1)?.data.slice(0, 10)).to.equal('bye')
   })
 
   it('does not wait for graceMs when nobody holds it up', async () => {

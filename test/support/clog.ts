@@ -1,17 +1,13 @@
+import { setImmediate as turn } from 'node:timers/promises'
 import type { EventStream } from 'koa-sse'
-import { isPending } from './promises.ts'
 
-const LARGE = { chunk: 'x'.repeat(100_000), behind: 'x'.repeat(800_000) }
+// More than the socket buffers of both ends swallow, at once or later.
+const HUGE = 'x'.repeat(16_777_216)
 
-/**
- * Makes bytes wait on the server for a client that does not read, however much the kernel takes: sends until a send has to wait, and
- * then `behind`, for which even a kernel that finds some room later has none.
- */
-export const clog = async (stream: EventStream, { chunk, behind }: { chunk: string; behind: string } = LARGE): Promise<void> => {
-  for (;;) {
-    const sent = stream.send(chunk)
-    if (await isPending(sent)) break
-    if (!(await sent)) throw new Error('the stream has ended')
-  }
-  if (behind !== '') void stream.send(behind)
+/** Makes bytes wait on the server until the client reads: sends an event that no kernel has room for. Resolves with what tells that it was read. */
+export const clog = async (stream: EventStream): Promise<{ read: Promise<boolean> }> => {
+  const read = stream.send(HUGE)
+  // For the kernel to take what it does take.
+  for (let i = 0; i < 20; i++) await turn()
+  return { read }
 }
