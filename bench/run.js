@@ -30,8 +30,8 @@ Rows: ${Object.keys(rows).join(', ')}`)
 
 const scaled = number => Math.max(10, Math.round(number * scale))
 
-const runOnce = async (implementation, { hub = false, keep = 0 }, work, prepared) => {
-  const session = new Session(implementation, execArgv)
+const runOnce = async (implementation, { hub = false, keep = 0, flags = [] }, work, prepared) => {
+  const session = new Session(implementation, [...execArgv, ...flags])
   try {
     const missing = await session.start({ hub, keep })
     return missing === undefined ? { sample: await work(session, { scaled, implementation, prepared }) } : { note: missing }
