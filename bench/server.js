@@ -65,6 +65,8 @@ answer({
     app = await start(options)
     if (app.missing) return { missing: app.missing }
     server = app.server ?? createServer(app.listener)
+    // Who is done with its stream keeps the connection until the others are, too.
+    server.keepAliveTimeout = 0
     server.listen(0, '127.0.0.1', 8192)
     await once(server, 'listening')
     return { port: server.address().port }
