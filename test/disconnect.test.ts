@@ -11,7 +11,7 @@ import { startWith, type Started } from './support/start.ts'
 import { reset } from './support/reset.ts'
 
 // At once; the machine may be busy, and the next thing that would end a stream, a heartbeat, comes after 15 s.
-const PROMPT = 250
+const PROMPT = 3_000
 
 const MEGABYTE = 1_048_576
 
