@@ -44,9 +44,13 @@ describe('the gallery in Chromium (pending where none is installed)', function (
   })
 
   it('fills the progress bar, and does not start the job anew', async () => {
+    // All states: the page may be through with the job before anybody looks.
+    await page.evaluate(`states = []; new MutationObserver(([{ target }]) => states.push(target.textContent))
+      .observe(document.querySelector('#progress .status'), { childList: true })`)
     await page.click('#progress button[name=start]')
     await shows('#progress strong', /^100 %$/)
     await shows('#progress .status', /^finished$/)
+    expect(await page.evaluate('states')).to.include('open')
     expect(await page.locator('#progress progress').evaluate(bar => (bar as unknown as { value: number }).value)).to.equal(100)
     await shows('[data-count=open]', /^1$/)
   })
