@@ -118,7 +118,6 @@ describe('RedisBroker, on a server that', function () {
     made.unshift(link)
     const one = await startedNode(link.options, {}, { block: 60_000, heartbeat: 300 })
     await passes('before', one, one)
-    await until(() => one.broker.stats().up)
     // The address means another server now, and the writer, its second connection, has noticed.
     link.target = now.port
     link.cutOne(1)

@@ -15,9 +15,9 @@ export interface Node {
 
 const nodes: Node[] = []
 
-/** A broker on this server that has been told to start; closed when the test is over. */
+/** A broker on this server that has been told to start; closed when the test is over. It writes nothing by itself but one heartbeat at start. */
 export const node = (redis: string | RedisOptions, options: RedisBrokerOptions = {}, parts: Parts = {}): Node => {
-  const broker = new RedisBroker({ redis, ...options }, parts)
+  const broker = new RedisBroker({ redis, ...options }, { heartbeat: 60_000, ...parts })
   const sink = new Recorder()
   const started = broker.start(sink)
   started.catch(() => {})
@@ -26,10 +26,11 @@ export const node = (redis: string | RedisOptions, options: RedisBrokerOptions =
   return made
 }
 
-/** One that has started. */
+/** One that has started, and has its heartbeat behind it: nothing stands in the log that a test did not put there. */
 export const startedNode = async (redis: string | RedisOptions, options: RedisBrokerOptions = {}, parts: Parts = {}): Promise<Node> => {
   const made = node(redis, options, parts)
   await made.started
+  await until(() => made.broker.stats().up)
   return made
 }
 
