@@ -9,3 +9,10 @@ export const deferred = <T>(): Deferred<T> => {
   const promise = new Promise<T>(done => (resolve = done))
   return { promise, resolve }
 }
+
+/** Waits for the promise, but no longer than `ms`. */
+export const within = async (ms: number, promise: Promise<unknown>): Promise<void> => {
+  let timer: NodeJS.Timeout | undefined
+  const over = new Promise<void>(resolve => (timer = setTimeout(resolve, ms)))
+  await Promise.race([promise, over]).finally(() => clearTimeout(timer))
+}

@@ -1,4 +1,4 @@
-import type { Newline, SseEvent } from './event.ts'
+import type { Newline } from './event.ts'
 import type { Request, Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
 
@@ -62,8 +62,8 @@ export interface Exchange<S> {
   ended(stream: S): void
   /** The response is over. */
   over(stream: S): void
-  /** Tells the app of an error, and answers with the last event for the client. */
-  report(error: unknown): string | SseEvent | undefined
+  /** Tells the app of an error, and answers with the last event for the client, encoded. */
+  report(error: unknown): string | undefined
 }
 
 /** A hub's end of a stream. */

@@ -94,6 +94,14 @@ export const cut = (res: Response): void => {
   }, CUT_DELAY).unref()
 }
 
+/** The same when somebody else ends it. */
+export const cutAtEnd = (res: Response): void => {
+  res.end = () => {
+    cut(res)
+    return res as never
+  }
+}
+
 /** Ends the response at once, whatever still waits to be written. */
 export const destroy = (res: Response): void => {
   if ('stream' in res) res.stream?.close(INTERNAL_ERROR)

@@ -94,6 +94,19 @@ export const checkChannel = (channel: unknown): string => {
   return channel
 }
 
+/** The channels of one subscription. */
+export const checkChannels = (channels: string | Iterable<string>, most: number): Set<string> => {
+  if (typeof channels === 'string') return new Set([checkChannel(channels)])
+  if (!isObject(channels) || typeof channels[Symbol.iterator] !== 'function')
+    throw new TypeError(expected('channels', 'a string or an iterable of strings', channels))
+  const names = new Set<string>()
+  for (const channel of channels) {
+    names.add(checkChannel(channel))
+    if (names.size > most) throw new RangeError(expected('channels', `at most ${most} (maxChannels)`, channels))
+  }
+  return names
+}
+
 const checkBound = (name: string, value: number): number => {
   if (typeof value !== 'number') throw new TypeError(expected(name, 'a number', value))
   if (!(value >= 0)) throw new RangeError(expected(name, 'a number from 0 up', value))

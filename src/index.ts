@@ -16,8 +16,9 @@ export type {
   SubscriberMiddleware,
 } from './hub-options.ts'
 export { MemoryBroker, type MemoryBrokerOptions } from './memory-broker.ts'
-export { sse, type SseContext, type SseMiddleware, type SseOptions } from './middleware.ts'
+export { sse, type SseContext, type SseMiddleware } from './middleware.ts'
 export type { HubEvent } from './shared-event.ts'
 export type { CloseOptions } from './shutdown.ts'
 export type { Items, MappedPipeOptions, PipeOptions, Source } from './source.ts'
 export type { SubscribeOptions, Subscription } from './subscription.ts'
+export type { SseOptions } from './sse-options.ts'

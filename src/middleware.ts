@@ -1,13 +1,14 @@
 import { inspect } from 'node:util'
 import type { Context, ExtendableContext, Next } from 'koa'
-import { NEWLINES, type Newline, type SseEvent } from './event.ts'
-import { control, EventStream } from './event-stream.ts'
-import type { Exchange, StreamSettings } from './exchange.ts'
+import { encode, type SseEvent } from './event.ts'
+import { coreOf, type EventStream } from './event-stream.ts'
+import type { Exchange } from './exchange.ts'
 import { closeAfter, destroy, gone, type Request, type Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
 import { respondDirectly } from './respond.ts'
 import { checkCloseOptions, jittered, shutDown, type CloseOptions } from './shutdown.ts'
-import { checkFunction, checkKeys, checkString, expected, limit, nonNegativeInteger, oneOf, period, positiveInteger } from './validate.ts'
+import type { StreamCore } from './stream-core.ts'
+import { checkSseOptions, type Settings, type SseOptions } from './sse-options.ts'
 
 /** What `sse()` adds to Koa's context. */
 export interface SseContext {
@@ -19,40 +20,6 @@ declare module 'koa' {
   interface DefaultContext extends SseContext {}
 }
 
-/** Options of {@link sse}. All times are milliseconds, all sizes bytes. */
-export interface SseOptions {
-  /** A comment goes out after so long without a byte written, at most a quarter later. `false`: none. Default 15 000. */
-  heartbeat?: number | false | undefined
-  /** The text of that comment. Default `'ping'`. */
-  heartbeatText?: string | undefined
-  /** The reconnection delay that the client is told when the stream opens. Default: none is told. */
-  retry?: number | undefined
-  /** What ends a line. With `'\r'` a client may hold an event back until the next byte comes. Default `'\n'`. */
-  newline?: Newline | undefined
-  /** Bytes that may wait before `send` and `pipe` wait too; text counts by its length, one for each character but the rarest. Default 16 384. */
-  highWaterMark?: number | undefined
-  /**
-   * An event that would make more bytes wait than this ends the stream, reason `slow`. While fewer than `highWaterMark` wait, an
-   * event of any size is taken. Default 1 048 576.
-   */
-  maxBuffer?: number | undefined
-  /** Bytes wait and the client reads nothing for so long: its connection is destroyed, reason `stalled`. `false`: never. Default 30 000. */
-  stallTimeout?: number | false | undefined
-  /** The stream ends at a random 80 to 100 % of this, reason `expired`; the client comes back, and is authorised anew. Default `false`. */
-  maxAge?: number | false | undefined
-  /** Streams open at once through this middleware; one more is turned away, as `whenFull` says. Default: unlimited. */
-  maxStreams?: number | undefined
-  /**
-   * `'refuse'`: 503 with `Retry-After`, after which a browser's EventSource does not come back by itself.
-   * `'retry'`: 200, a jittered `retry:`, and the end. Default `'refuse'`.
-   */
-  whenFull?: 'refuse' | 'retry' | undefined
-  /** A last event for the client of a stream whose handler or source failed. Never send it `error.message` as it is. */
-  onError?: ((error: unknown, ctx: Context) => string | SseEvent | undefined) | undefined
-  /** A subclass of {@link EventStream}, so that `ctx.sse` has methods of your own. */
-  Stream?: typeof EventStream | undefined
-}
-
 /** What {@link sse} returns. */
 export interface SseMiddleware {
   (ctx: ExtendableContext & SseContext, next: Next): Promise<void>
@@ -62,63 +29,14 @@ export interface SseMiddleware {
   close(options?: CloseOptions): Promise<void>
 }
 
-const KEYS = [
-  'heartbeat',
-  'heartbeatText',
-  'retry',
-  'newline',
-  'highWaterMark',
-  'maxBuffer',
-  'stallTimeout',
-  'maxAge',
-  'maxStreams',
-  'whenFull',
-  'onError',
-  'Stream',
-] as const satisfies (keyof SseOptions)[]
-
 // What a client that is turned away is told, unless `retry` says otherwise.
 const COME_BACK = 2_000
-
-interface Settings extends StreamSettings {
-  readonly maxStreams: number
-  readonly whenFull: 'refuse' | 'retry'
-  readonly onError: ((error: unknown, ctx: Context) => string | SseEvent | undefined) | undefined
-  readonly Stream: typeof EventStream
-}
-
-const checkOptions = (options: SseOptions): Settings => {
-  checkKeys('options', options, KEYS)
-  const { heartbeat = 15_000, heartbeatText = 'ping', retry, newline = '\n', highWaterMark = 16_384, maxBuffer = 1_048_576 } = options
-  const { stallTimeout = 30_000, maxAge = false, maxStreams = Infinity, whenFull = 'refuse', onError, Stream = EventStream } = options
-  const settings: Settings = {
-    heartbeat: period('heartbeat', heartbeat),
-    heartbeatText: checkString('heartbeatText', heartbeatText),
-    retry: retry === undefined ? undefined : nonNegativeInteger('retry', retry),
-    newline: oneOf('newline', newline, NEWLINES),
-    highWaterMark: positiveInteger('highWaterMark', highWaterMark),
-    maxBuffer: positiveInteger('maxBuffer', maxBuffer),
-    stallTimeout: period('stallTimeout', stallTimeout),
-    maxAge: period('maxAge', maxAge),
-    maxStreams: limit('maxStreams', maxStreams),
-    whenFull: oneOf('whenFull', whenFull, ['refuse', 'retry']),
-    onError: onError === undefined ? undefined : checkFunction('onError', onError),
-    Stream,
-  }
-  if (settings.highWaterMark > settings.maxBuffer) {
-    throw new RangeError(expected('highWaterMark', `at most \`maxBuffer\`, ${settings.maxBuffer}`, settings.highWaterMark))
-  }
-  if (typeof Stream !== 'function' || (Stream !== EventStream && !(Stream.prototype instanceof EventStream))) {
-    throw new TypeError(expected('Stream', 'a subclass of EventStream', Stream))
-  }
-  return settings
-}
 
 /** The streams of one `sse()`. */
 class Group {
   readonly settings: Settings
   /** Until their responses are over. */
-  readonly streams = new Set<EventStream>()
+  readonly streams = new Set<StreamCore>()
   /** Of them, those that have not ended. */
   size = 0
   closing: Promise<void> | undefined
@@ -134,7 +52,7 @@ class Group {
 }
 
 /** One request of a {@link Group}. */
-class KoaExchange implements Exchange<EventStream> {
+class KoaExchange implements Exchange<StreamCore> {
   readonly #ctx: Context
   readonly #group: Group
   readonly settings: Settings
@@ -170,7 +88,7 @@ class KoaExchange implements Exchange<EventStream> {
     return jittered(this.settings.retry ?? COME_BACK)
   }
 
-  enter(stream: EventStream, outlet: Outlet): void {
+  enter(stream: StreamCore, outlet: Outlet): void {
     const ctx = this.#ctx
     this.#group.streams.add(stream)
     this.#group.size++
@@ -199,11 +117,11 @@ class KoaExchange implements Exchange<EventStream> {
     this.#group.size--
   }
 
-  over(stream: EventStream): void {
+  over(stream: StreamCore): void {
     this.#group.streams.delete(stream)
   }
 
-  report(error: unknown): string | SseEvent | undefined {
+  report(error: unknown): string | undefined {
     const ctx = this.#ctx
     // Koa's own words for what is no error; its default handler throws at one.
     ctx.app.emit('error', error instanceof Error ? error : new Error(`non-error thrown: ${inspect(error)}`), ctx)
@@ -212,16 +130,16 @@ class KoaExchange implements Exchange<EventStream> {
       // An async one is a mistake that must not end the process.
       // oxlint-disable-next-line promise/no-promise-in-callback
       if (last instanceof Promise) last.catch(() => {})
-      return last as string | SseEvent | undefined
+      if (last !== undefined) return encode(last as string | SseEvent, this.settings.newline)
     } catch {
-      return
+      // One that fails, or returns rubbish, has no last event.
     }
   }
 }
 
 /** What {@link onerror} has to know of a context. */
 interface Intercepted {
-  readonly stream: EventStream
+  readonly stream: StreamCore
   readonly exchange: KoaExchange
   readonly onerror: Context['onerror']
 }
@@ -237,7 +155,7 @@ interface InterceptedContext extends Context {
  * Koa takes every disconnect for an error of the body or the response, and from 3.1 on reports it. By the time it does, the
  * stream knows better. What is left are outer middleware that throw, and a wrapper of the body that fails.
  */
-const interceptErrors = (ctx: InterceptedContext, stream: EventStream, exchange: KoaExchange): void => {
+const interceptErrors = (ctx: InterceptedContext, stream: StreamCore, exchange: KoaExchange): void => {
   // oxlint-disable-next-line typescript/unbound-method -- it is called on a context
   const before = ctx[INTERCEPTED]?.onerror ?? ctx.onerror
   ctx[INTERCEPTED] = { stream, exchange, onerror: before }
@@ -249,13 +167,13 @@ function onerror(this: InterceptedContext, error: Error): void {
   if (error == null) return
   const { req, res } = this
   const { stream, exchange, onerror: before } = this[INTERCEPTED]!
-  if (!control.wasOpened(stream)) {
+  if (!stream.wasOpened) {
     // While the handler runs, nobody but the broken connection itself can have complained.
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
   } else if (res.headersSent) {
-    if (control.wrapperFailed(stream, error)) destroy(res)
+    if (stream.wrapperFailed(error)) destroy(res)
   } else if (!gone(req, res)) {
-    control.discard(stream, 'error')
+    stream.discard('error')
     before.call(this, error)
   }
 }
@@ -270,32 +188,30 @@ function onerror(this: InterceptedContext, error: Error): void {
  * @throws TypeError for a wrong type or an unknown option, RangeError for a wrong number; both at once.
  */
 export const sse = (options: SseOptions = {}): SseMiddleware => {
-  const group = new Group(checkOptions(options))
+  const group = new Group(checkSseOptions(options))
   const { Stream } = group.settings
 
   const middleware = (ctx: ExtendableContext & SseContext, next: Next): Promise<void> => {
     const exchange = new KoaExchange(ctx as Context, group)
     const existing = ctx.sse as EventStream | undefined
-    const reused = existing !== undefined && (existing instanceof Stream || control.wasOpened(existing))
-    const stream = reused ? existing : new Stream(exchange)
-    if (reused) control.use(stream, exchange)
-    else {
-      ctx.sse = stream
-      interceptErrors(ctx as Context, stream, exchange)
-    }
+    const reused = existing !== undefined && (existing instanceof Stream || coreOf(existing).wasOpened)
+    if (!reused) ctx.sse = new Stream(exchange)
+    const stream = coreOf(ctx.sse)
+    if (reused) stream.use(exchange)
+    else interceptErrors(ctx as Context, stream, exchange)
     return new Promise<void>((resolve, reject) => {
       // Opening comes first: what a handler throws in that very turn is a failure of the open stream.
-      control.onOpen(stream, resolve)
+      stream.onOpen(resolve)
       next().then(
         () => {
           exchange.pending = false
-          const waiting = control.returned(stream)
+          const waiting = stream.returned()
           if (waiting === undefined) resolve()
           else waiting.then(resolve, reject)
         },
         (error: unknown) => {
           exchange.pending = false
-          if (control.failed(stream, error)) resolve()
+          if (stream.failed(error)) resolve()
           else reject(error)
         },
       )

@@ -1,13 +1,13 @@
 import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
-import { PassThrough, type TransformCallback } from 'node:stream'
+import type { PassThrough } from 'node:stream'
+import { Backlog, bytesOf, type Piece } from './backlog.ts'
+import { Body, type BodyOwner } from './body.ts'
 import { deferred, type Deferred } from './deferred.ts'
 import { Frame } from './frame.ts'
-import { cut, type Response } from './http.ts'
+import { cut, cutAtEnd, type Response } from './http.ts'
 import { chunkSocket, claimChunks, writeChunk, writeResponse, type Draining } from './response-sink.ts'
-
-// An event is written in one go, unless it is longer than this: then the progress of a slow reader shows, piece by piece.
-const PIECE = 65_536
+import { gather, thisTurn, type Gatherer } from './turn.ts'
 
 /**
  * What an {@link Outlet} tells: there is room again after `writeFrame` left none; more bytes would wait than may wait; somebody
@@ -19,63 +19,6 @@ export type OutletEvents = (what: 'room' | 'overflowed' | 'ended' | 'destroyed',
 // or one source with a client that reads fast would keep everybody else waiting.
 const WRITES_PER_TURN = 16
 
-let turn = 0
-let turnEnds = false
-
-/** The turn of the event loop that it is. */
-const thisTurn = (): number => {
-  if (!turnEnds) {
-    turnEnds = true
-    setImmediate(() => {
-      turn++
-      turnEnds = false
-    })
-  }
-  return turn
-}
-
-// Those that gather bytes in this turn. One callback for all: a hub's event reaches thousands at once.
-let gathering: Outlet[] = []
-
-const flushGathered = (): void => {
-  const outlets = gathering
-  gathering = []
-  for (const outlet of outlets) Outlet.flush(outlet)
-}
-
-/** The body that a handler and outer middleware see. What others write to it goes the way of all bytes; what comes out is the outlet's. */
-class Body extends PassThrough {
-  #outlet: Outlet | undefined
-
-  constructor(outlet: Outlet) {
-    // What nobody takes yet waits in the outlet, not here.
-    super({ readableHighWaterMark: 1 })
-    this.#outlet = outlet
-  }
-
-  override _read(size: number): void {
-    this.#outlet?.bodyRead()
-    super._read(size)
-  }
-
-  override _transform(chunk: Buffer, _encoding: BufferEncoding, callback: TransformCallback): void {
-    if (this.#outlet === undefined) callback()
-    else this.#outlet.writeForeign(chunk, callback)
-  }
-
-  override _flush(callback: TransformCallback): void {
-    if (this.#outlet === undefined) callback()
-    else this.#outlet.bodyEnded(callback)
-  }
-
-  // The error stops here: a body's 'error' event that comes before Koa listens would end the process.
-  override _destroy(error: Error | null, callback: (error: Error | null) => void): void {
-    this.#outlet?.on('destroyed', error)
-    this.#outlet = undefined
-    callback(null)
-  }
-}
-
 /**
  * The way of one stream's bytes: they are gathered during a turn of the event loop, leave in one write, and wait here while
  * the client reads too slowly.
@@ -83,23 +26,13 @@ class Body extends PassThrough {
  * They wait, too, until it is known where to: through the body, as soon as anybody reads that, or past it straight into the
  * response, where Koa would have piped the one into the other ({@link goDirect}).
  */
-export class Outlet {
+export class Outlet implements BodyOwner, Gatherer {
   // What every write touches stands first, close together.
   /** `undefined`: not known yet. `null`: over. */
   #sink: PassThrough | Response | null | undefined
   /** Chunks may go to it. */
   #socket: Socket | undefined
-  /** Waits behind `#rest`, in place of `#text`. */
-  #frame: Frame | undefined
-  /** Waits behind `#rest`. */
-  #text = ''
-  /** What is left of bytes that are written piece by piece. */
-  #rest: Buffer | undefined
-  /**
-   * How much the three are: bytes, but text that came while there was room counts by its length. To count the bytes of every event
-   * costs more than all else that is done with it.
-   */
-  #pending = 0
+  readonly #backlog = new Backlog()
   /** Bytes that have left here, or were dropped. */
   #past = 0
   #scheduled = false
@@ -136,12 +69,12 @@ export class Outlet {
 
   /** Bytes that were taken in. */
   get bytesWritten(): number {
-    return this.#past + this.#here
+    return this.#past + this.#backlog.bytes
   }
 
   /** True while less than `highWaterMark` waits here. */
   get hasRoom(): boolean {
-    return this.#pending < this.#highWaterMark
+    return this.#backlog.size < this.#highWaterMark
   }
 
   /** Bytes that the kernel has taken. */
@@ -151,13 +84,7 @@ export class Outlet {
 
   /** About as many bytes has the kernel not taken yet. */
   get waiting(): number {
-    return this.#pending + this.#queued
-  }
-
-  /** Somebody reads the body: from now on bytes go through it, and there is room for more now. */
-  bodyRead(): void {
-    if (this.#sink === undefined) this.#sink = this.body
-    if (this.#sink === this.body && this.#blockedBy !== 'turn') this.#unblock()
+    return this.#backlog.size + this.#queued
   }
 
   /** From now on bytes go past the body, into the response. */
@@ -174,23 +101,22 @@ export class Outlet {
       this.on('overflowed')
       return
     }
-    this.#addText(text)
-    this.#gathered(size)
+    this.#backlog.addText(text, size)
+    this.#gathered()
     return this.#roomLater()
   }
 
   /** Takes text of the library's own, in any case. False means: there is no room for more until `room`. */
   writeText(text: string): boolean {
-    this.#addText(text)
-    this.#gathered(text.length)
+    this.#backlog.addText(text, text.length)
+    this.#gathered()
     return this.askRoom()
   }
 
   /** The same with bytes that many streams share. */
   writeFrame(frame: Frame): boolean {
-    if (this.#text !== '') this.#text += frame.payload.toString()
-    else this.#frame = this.#frame === undefined ? frame : this.#frame.join(frame)
-    this.#gathered(frame.bytes)
+    this.#backlog.addFrame(frame)
+    this.#gathered()
     return this.askRoom()
   }
 
@@ -198,21 +124,6 @@ export class Outlet {
   askRoom(): boolean {
     this.#full = !this.hasRoom
     return this.hasRoom
-  }
-
-  /** Takes what somebody else wrote to the body. */
-  writeForeign(chunk: Buffer, callback: () => void): void {
-    this.#putBehind(chunk)
-    this.#gathered(0)
-    const room = this.#roomLater()
-    if (room === undefined) callback()
-    else void room.then(callback)
-  }
-
-  /** Somebody ended the body; `callback` is called with the last byte. */
-  bodyEnded(callback: () => void): void {
-    this.#onFinish = callback
-    this.on('ended')
   }
 
   /** Ends the response when all that was taken has been written: `'end'` as a whole, `'cut'` so that it looks unfinished. */
@@ -225,84 +136,65 @@ export class Outlet {
   /** Drops what waits; nothing is taken any more. */
   abandon(): void {
     this.#sink = null
-    this.#past += this.#here
-    this.#text = ''
-    this.#rest = this.#frame = undefined
-    this.#pending = 0
-    this.#stopDraining()
+    this.#past += this.#backlog.bytes
+    this.#backlog.clear()
+    const by = this.#blockedBy
+    // The socket may live on.
+    if (this.#onDrain !== undefined && by !== undefined && by !== 'turn') by.removeListener('drain', this.#onDrain)
     this.#wake()
     this.body.destroy()
   }
 
-  static readonly #turnEnded = (outlet: Outlet): void => outlet.#unblock()
+  // Of a BodyOwner.
 
-  /** Writes what `outlet` has gathered. */
-  static flush(outlet: Outlet): void {
-    outlet.#scheduled = false
-    outlet.#flush()
+  /** From now on bytes go through it, and there is room for more now. */
+  bodyRead(): void {
+    if (this.#sink === undefined) this.#sink = this.body
+    if (this.#sink === this.body && this.#blockedBy !== 'turn') this.#unblock()
   }
 
-  #addText(text: string): void {
-    if (this.#frame !== undefined) this.#text = this.#frame.payload.toString()
-    this.#frame = undefined
-    this.#text += text
+  bodyWritten(chunk: Buffer, callback: () => void): void {
+    this.#backlog.addBytes(chunk)
+    this.#gathered()
+    const room = this.#roomLater()
+    if (room === undefined) callback()
+    else void room.then(callback)
   }
 
-  /** Bytes that Node holds for it. */
+  bodyEnded(callback: () => void): void {
+    this.#onFinish = callback
+    this.on('ended')
+  }
+
+  // Of a Gatherer.
+
+  turnEnds(): void {
+    this.#scheduled = false
+    this.#flush()
+  }
+
+  /** Bytes that Node holds. */
   get #queued(): number {
     return this.body.writableLength + this.body.readableLength + this.#res.writableLength
   }
 
-  /** Bytes of what waits here. */
-  get #here(): number {
-    return (this.#rest?.length ?? 0) + (this.#frame?.bytes ?? Buffer.byteLength(this.#text))
-  }
-
-  #gathered(more: number): void {
-    this.#pending += more
-    if (this.#pending >= this.#highWaterMark) this.#flush()
+  #gathered(): void {
+    if (!this.hasRoom) this.#flush()
     else if (!this.#scheduled) {
       this.#scheduled = true
-      // After all microtasks of this turn: whatever a source has ready comes along.
-      if (gathering.push(this) === 1) process.nextTick(flushGathered)
+      gather(this)
     }
-  }
-
-  /** Moves what waits, and then `more`, into `#rest`: kinds of bytes that cannot wait side by side in their order. */
-  #putBehind(more: Buffer = Buffer.alloc(0)): void {
-    this.#rest = Buffer.concat([this.#rest ?? Buffer.alloc(0), this.#frame?.payload ?? Buffer.from(this.#text), more])
-    this.#pending = this.#rest.length
-    this.#frame = undefined
-    this.#text = ''
   }
 
   #flush(): void {
     if (!this.#sink) return
-    while (this.#pending > 0 && this.#blockedBy === undefined) this.#put(this.#next())
+    while (this.#backlog.size > 0 && this.#blockedBy === undefined) this.#put(this.#backlog.next())
     if (this.hasRoom) this.#wake()
-    if (this.#ending !== undefined && this.#pending === 0) this.#finish()
+    if (this.#ending !== undefined && this.#backlog.size === 0) this.#finish()
   }
 
-  #next(): string | Buffer | Frame {
-    if (this.#rest === undefined) {
-      if (this.#pending <= PIECE) {
-        const all = this.#frame ?? this.#text
-        this.#frame = undefined
-        this.#text = ''
-        this.#pending = 0
-        return all
-      }
-      this.#putBehind()
-    }
-    const rest = this.#rest!
-    const piece = rest.subarray(0, PIECE)
-    this.#rest = rest.length > PIECE ? rest.subarray(PIECE) : undefined
-    this.#pending -= piece.length
-    return piece
-  }
-
-  #put(what: string | Buffer | Frame): void {
-    this.#past += what instanceof Frame ? what.bytes : Buffer.byteLength(what)
+  #put(what: Piece): void {
+    this.#past += bytesOf(what)
     if (this.#sink === this.body) {
       if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
     } else {
@@ -317,7 +209,7 @@ export class Outlet {
   }
 
   /** Past the body, into the response. Returns who is full now. */
-  #write(what: string | Buffer | Frame): Draining | undefined {
+  #write(what: Piece): Draining | undefined {
     if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
       this.#socket ??= chunkSocket(this.#chunks)
       if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
@@ -333,13 +225,7 @@ export class Outlet {
 
   #waitForTurn(): void {
     this.#blockedBy = 'turn'
-    setImmediate(Outlet.#turnEnded, this)
-  }
-
-  #stopDraining(): void {
-    const by = this.#blockedBy
-    // The socket may live on.
-    if (this.#onDrain !== undefined && by !== undefined && by !== 'turn') by.removeListener('drain', this.#onDrain)
+    setImmediate(() => this.#unblock())
   }
 
   #unblock(): void {
@@ -354,11 +240,8 @@ export class Outlet {
     this.#sink = null
     if (this.#ending === 'cut') {
       if (direct) return cut(res)
-      // Whoever reads the body, a compressor perhaps, ends the response after the last byte; and there it is cut.
-      res.end = () => {
-        cut(res)
-        return res as never
-      }
+      // Whoever reads the body, a compressor perhaps, ends the response after the last byte.
+      cutAtEnd(res)
     }
     if (direct) res.end()
     // Ends what comes out of the body, too.

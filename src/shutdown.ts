@@ -1,5 +1,6 @@
+import { within } from './deferred.ts'
 import { encode, type SseEvent } from './event.ts'
-import { control, type EventStream } from './event-stream.ts'
+import type { StreamCore } from './stream-core.ts'
 import { checkKeys, milliseconds, nonNegativeInteger } from './validate.ts'
 
 /** How streams are shut down. */
@@ -33,16 +34,13 @@ export const checkCloseOptions = (options: CloseOptions): Farewell => {
 export const jittered = (ms: number): number => Math.min(ms + Math.floor(Math.random() * (ms + 1)), Number.MAX_SAFE_INTEGER)
 
 /** Ends all `streams`, and resolves when their responses are over, or have been destroyed after the grace period. */
-export const shutDown = async (streams: Iterable<EventStream>, { event, retry, graceMs }: Farewell): Promise<void> => {
+export const shutDown = async (streams: Iterable<StreamCore>, { event, retry, graceMs }: Farewell): Promise<void> => {
   const left = new Set(streams)
   const over = [...left].map(async stream => {
-    await control.over(stream)
+    await stream.over()
     left.delete(stream)
   })
-  for (const stream of left) control.end(stream, 'shutdown', { ...event, retry: jittered(retry) })
-  let timer: NodeJS.Timeout | undefined
-  const grace = new Promise<void>(resolve => (timer = setTimeout(resolve, graceMs)))
-  await Promise.race([Promise.all(over), grace])
-  clearTimeout(timer)
-  for (const stream of left) control.destroy(stream)
+  for (const stream of left) stream.shutDown({ ...event, retry: jittered(retry) })
+  await within(graceMs, Promise.all(over))
+  for (const stream of left) stream.destroy('shutdown')
 }

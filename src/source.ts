@@ -100,13 +100,13 @@ export const releaseSource = (source: Source<never>): void => {
 
 /** Where {@link Drain} takes a source. */
 export interface Sink {
-  /** Asked for by functions only. */
-  signal(): AbortSignal
+  /** Read for functions only. */
+  readonly signal: AbortSignal
   /** Takes one event. A promise means: no more until it has settled. What it throws is the source's failure. */
   take(event: string | SseEvent): Promise<unknown> | undefined
 }
 
-const NOBODY: Sink = { signal: () => AbortSignal.abort(), take: () => undefined }
+const NOBODY: Sink = { signal: AbortSignal.abort(), take: () => undefined }
 
 /** Takes a source's items to a {@link Sink}, one after the other, until it ends, fails or is stopped. */
 export class Drain {
@@ -144,7 +144,7 @@ export class Drain {
 
   async #read(): Promise<void> {
     const source = this.#source
-    const reader = toReader(typeof source === 'function' ? await source(this.#sink.signal()) : source)
+    const reader = toReader(typeof source === 'function' ? await source(this.#sink.signal) : source)
     this.#reader = reader
     let finished = false
     try {

@@ -1,9 +1,10 @@
 import type { BrokerEntry } from './broker.ts'
 import { encode, type Newline } from './event.ts'
-import { control, type EventStream } from './event-stream.ts'
+import { coreOf, type EventStream } from './event-stream.ts'
 import type { Feed } from './exchange.ts'
 import type { Log } from './log.ts'
 import { SharedEvent, type HubEvent } from './shared-event.ts'
+import type { StreamCore } from './stream-core.ts'
 
 /** A stream's place in a hub. */
 export interface Subscription {
@@ -32,7 +33,7 @@ export interface Home {
   read(id: string): Promise<BrokerEntry[] | undefined>
   /** Why an id that cannot be resumed is not. */
   whyNot(id: string): string
-  delivered(): void
+  wasSent(): void
   wasReset(reason: string): void
   /** Calls `resume` on the subscription at the next move of the log. */
   park(subscription: Subscriber): void
@@ -61,6 +62,7 @@ const notice = (event: string, id: string, data: string, newline: Newline): stri
  */
 export class Subscriber implements Subscription, Feed {
   readonly stream: EventStream
+  readonly #core: StreamCore
   readonly #home: Home
   readonly #filter: ((event: HubEvent) => boolean) | undefined
   readonly #newline: Newline
@@ -84,7 +86,8 @@ export class Subscriber implements Subscription, Feed {
     this.channels = channels
     this.#filter = filter
     this.#home = home
-    this.#newline = control.newline(stream)
+    this.#core = coreOf(stream)
+    this.#newline = this.#core.newline
   }
 
   /** Finds its place in the log, which is known by now. */
@@ -122,13 +125,13 @@ export class Subscriber implements Subscription, Feed {
   /** Continuity was lost. */
   gap(reason: string): void {
     this.#resetFor = reason
-    if (this.#joined && control.askRoom(this.stream)) this.#reset(reason)
+    if (this.#joined && this.#core.askRoom()) this.#reset(reason)
   }
 
   close(): void {
     if (this.#closed) return
     this.#closed = true
-    control.unfeed(this.stream, this)
+    this.#core.unfeed(this)
     this.#home.left(this)
   }
 
@@ -233,8 +236,8 @@ export class Subscriber implements Subscription, Feed {
     // A filter may have ended its own stream.
     if (this.#filter !== undefined && (!this.#passes(event) || this.#closed)) return true
     this.#told = number
-    this.#home.delivered()
-    return control.sendFrame(this.stream, event.frame(this.#newline))
+    this.#home.wasSent()
+    return this.#core.sendFrame(event.frame(this.#newline))
   }
 
   #passes(event: SharedEvent): boolean {
@@ -248,7 +251,7 @@ export class Subscriber implements Subscription, Feed {
 
   #tell(event: string, id: string, data: string): boolean {
     this.#told = this.#home.log.newest
-    return control.writeText(this.stream, notice(event, id, data, this.#newline))
+    return this.#core.writeText(notice(event, id, data, this.#newline))
   }
 
   #reset(reason: string): void {

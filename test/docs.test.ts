@@ -162,7 +162,7 @@ describe('README.md', () => {
       throw new Error('it accepts anything')
     }
     const subjects: [heading: string, call: (options: object) => unknown, files: string[]][] = [
-      ['sse()', options => sse(options), ['src/middleware.ts']],
+      ['sse()', options => sse(options), ['src/sse-options.ts']],
       ['new Hub()', options => new Hub(options), ['src/hub-options.ts', 'src/hub.ts']],
       ['new RedisBroker()', options => new RedisBroker(options), ['src/redis/redis-broker.ts', 'src/redis/connection.ts']],
     ]

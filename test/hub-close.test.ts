@@ -229,6 +229,19 @@ describe('hub.close()', () => {
     expect(gone).to.have.lengthOf(5)
   })
 
+  it('refuses what a listener publishes meanwhile, though nobody waits for it: that ends no process', async () => {
+    const it = await start()
+    await readers(it, 2)
+    const published: Promise<string>[] = []
+    it.hub.on('unsubscribe', () => published.push(it.hub.publish('news', 'somebody left')))
+    await it.hub.close()
+    expect(published).to.have.lengthOf(2)
+    // An unhandled rejection fails the test by then.
+    await new Promise(resolve => setImmediate(resolve))
+    for (const each of published) expect(await each.catch(({ code }: { code: string }) => code)).to.equal('ERR_SSE_HUB_CLOSED')
+    expect(it.errors).to.deep.equal([])
+  })
+
   it('stops its pipes and releases their sources', async () => {
     const { hub } = await start()
     let released = false

@@ -2,7 +2,7 @@ import { Agent, request, type IncomingMessage } from 'node:http'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { Hub, sse, type EventStream, type HubEvent, type SseOptions } from 'koa-sse'
-import { control } from '../src/event-stream.ts'
+import { StreamCore } from '../src/stream-core.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
 import { collect } from './support/heap.ts'
@@ -126,10 +126,11 @@ describe('a publish', () => {
     }
     await join(10)
     const frames: unknown[] = []
-    const sendFrame: typeof control.sendFrame = Reflect.get(control, 'sendFrame')
-    control.sendFrame = (stream, frame) => {
+    // oxlint-disable-next-line typescript/unbound-method -- it is called on a stream
+    const { sendFrame } = StreamCore.prototype
+    StreamCore.prototype.sendFrame = function (frame) {
       frames.push(frame)
-      return sendFrame(stream, frame)
+      return sendFrame.call(this, frame)
     }
     try {
       const before = hub.position!
@@ -140,7 +141,7 @@ describe('a publish', () => {
       await until(() => frames.length === 36)
       expect(new Set(frames).size).to.equal(3)
     } finally {
-      control.sendFrame = sendFrame
+      StreamCore.prototype.sendFrame = sendFrame
     }
   })
 

@@ -1,0 +1,69 @@
+import type { StreamSettings } from './exchange.ts'
+import { Beats, TICKS } from './heartbeat.ts'
+import type { Outlet } from './outlet.ts'
+
+/** What {@link Clocks} tell. */
+export interface ClocksOwner {
+  /** Nothing has been written for a heartbeat's time. */
+  quiet(): void
+  /** Bytes wait, and the client has read nothing for `stallTimeout`. */
+  stalled(): void
+  /** `maxAge` has been reached. */
+  expired(): void
+  /** True when the client has something to read. */
+  readonly begun: boolean
+}
+
+/** What an open stream does by the clock. */
+export class Clocks {
+  readonly #outlet: Outlet
+  readonly #settings: StreamSettings
+  readonly #owner: ClocksOwner
+  readonly #age: NodeJS.Timeout | undefined
+  #quietTicks = 0
+  #written = 0
+  #stallTicks = -1
+  #taken = 0
+
+  static readonly #heartbeats = new Beats<Clocks>(clocks => clocks.#checkQuiet())
+  static readonly #stalls = new Beats<Clocks>(clocks => clocks.#checkStall())
+
+  constructor(outlet: Outlet, settings: StreamSettings, owner: ClocksOwner) {
+    this.#outlet = outlet
+    this.#settings = settings
+    this.#owner = owner
+    const { heartbeat, stallTimeout, maxAge } = settings
+    if (heartbeat !== false) Clocks.#heartbeats.join(this, heartbeat)
+    if (stallTimeout !== false) Clocks.#stalls.join(this, stallTimeout)
+    if (maxAge !== false) this.#age = setTimeout(() => owner.expired(), maxAge * (0.8 + 0.2 * Math.random())).unref()
+  }
+
+  /** The stream has ended. It is watched still, until its last byte has left. */
+  ended(): void {
+    clearTimeout(this.#age)
+    const { heartbeat } = this.#settings
+    if (heartbeat !== false) Clocks.#heartbeats.leave(this, heartbeat)
+  }
+
+  /** The response is over. */
+  over(): void {
+    const { stallTimeout } = this.#settings
+    if (stallTimeout !== false) Clocks.#stalls.leave(this, stallTimeout)
+  }
+
+  #checkQuiet(): void {
+    const { bytesWritten, waiting } = this.#outlet
+    if (bytesWritten !== this.#written || waiting > 0) {
+      this.#written = bytesWritten
+      this.#quietTicks = 0
+    } else if (++this.#quietTicks >= TICKS) this.#owner.quiet()
+  }
+
+  #checkStall(): void {
+    const { waiting, taken } = this.#outlet
+    if (waiting === 0) this.#stallTicks = -1
+    else if (taken > this.#taken || !this.#owner.begun) this.#stallTicks = 0
+    else if (++this.#stallTicks >= TICKS) this.#owner.stalled()
+    this.#taken = Math.max(this.#taken, taken)
+  }
+}

@@ -1,0 +1,130 @@
+import type { Broker, BrokerEntry, BrokerSink } from './broker.ts'
+import { Log, type LogLimits } from './log.ts'
+import type { Members } from './members.ts'
+import { SharedEvent } from './shared-event.ts'
+import type { Home, Subscriber } from './subscription.ts'
+
+// Of what the broker has to replay: about what a stream has room for at once.
+const PAGE = 100
+
+/** How a {@link Delivery} is made. */
+export interface DeliveryOptions {
+  readonly broker: Broker
+  readonly history: LogLimits
+  readonly positionEvent: string
+  readonly resetEvent: string
+  readonly members: Members
+  readonly onLeft: (subscriber: Subscriber) => void
+  readonly onError: (error: unknown) => void
+}
+
+/** The receiving side of a hub: what its broker tells goes into the log, and from there to those whom it concerns. */
+export class Delivery implements BrokerSink, Home {
+  readonly #broker: Broker
+  readonly #members: Members
+  readonly #onLeft: (subscriber: Subscriber) => void
+  readonly log: Log<SharedEvent>
+  readonly positionEvent: string
+  readonly resetEvent: string
+  /** Events of the broker. */
+  published = 0
+  /** Events sent to streams. */
+  delivered = 0
+  readonly resets: Record<string, number> = {}
+  readonly #parked = new Set<Subscriber>()
+  readonly #backlog: (() => void)[] = []
+  #busy = false
+
+  constructor({ broker, history, positionEvent, resetEvent, members, onLeft, onError }: DeliveryOptions) {
+    this.#broker = broker
+    this.#members = members
+    this.#onLeft = onLeft
+    this.log = new Log(history)
+    this.positionEvent = positionEvent
+    this.resetEvent = resetEvent
+    this.error = onError
+  }
+
+  // Of a BrokerSink. Functions, for brokers that take it apart.
+
+  readonly event = (entry: BrokerEntry): void => this.#inOrder(() => this.#receive(entry))
+
+  readonly position = (id: string): void =>
+    this.#inOrder(() => {
+      this.log.move(id, performance.now())
+      this.#resumeParked()
+    })
+
+  readonly gap = (reason: string, position: string): void =>
+    this.#inOrder(() => {
+      this.log.reset(position)
+      this.#parked.clear()
+      for (const subscriber of this.#members.of(null)) subscriber.gap(reason)
+    })
+
+  readonly error: (error: unknown) => void
+
+  // Of a Home.
+
+  read(id: string): Promise<BrokerEntry[] | undefined> {
+    return this.#broker.read(id, PAGE)
+  }
+
+  whyNot(id: string): string {
+    return this.#broker.trimmed?.(id) === true ? 'trimmed' : 'unknown'
+  }
+
+  wasSent(): void {
+    this.delivered++
+  }
+
+  wasReset(reason: string): void {
+    this.resets[reason] = (this.resets[reason] ?? 0) + 1
+  }
+
+  park(subscriber: Subscriber): void {
+    this.#parked.add(subscriber)
+  }
+
+  left(subscriber: Subscriber): void {
+    this.#parked.delete(subscriber)
+    if (this.#members.remove(subscriber)) this.#onLeft(subscriber)
+  }
+
+  /** A filter or a listener may publish in the middle of a delivery; what comes of it comes after. */
+  #inOrder(action: () => void): void {
+    if (this.#busy) {
+      this.#backlog.push(action)
+      return
+    }
+    this.#busy = true
+    try {
+      action()
+      for (let next = this.#backlog.shift(); next !== undefined; next = this.#backlog.shift()) next()
+    } finally {
+      this.#busy = false
+    }
+  }
+
+  #receive(entry: BrokerEntry): void {
+    let event: SharedEvent
+    try {
+      event = new SharedEvent(entry)
+    } catch (error) {
+      // Only a broker that somebody else writes to has such.
+      this.log.move(entry.id, performance.now())
+      return this.error(error)
+    }
+    this.published++
+    const number = this.log.append(entry.id, event, event.frame('\n').bytes, performance.now(), entry.event.id)
+    for (const subscriber of this.#members.of(entry.channel)) subscriber.deliver(event, number)
+    this.#resumeParked()
+  }
+
+  #resumeParked(): void {
+    if (this.#parked.size === 0) return
+    const parked = [...this.#parked]
+    this.#parked.clear()
+    for (const subscriber of parked) subscriber.resume()
+  }
+}

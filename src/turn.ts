@@ -1,0 +1,33 @@
+/** Who gathers bytes during a turn of the event loop. */
+export interface Gatherer {
+  turnEnds(): void
+}
+
+// One callback for all: a hub's event reaches thousands at once.
+let gathering: Gatherer[] = []
+
+const letGo = (): void => {
+  const all = gathering
+  gathering = []
+  for (const gatherer of all) gatherer.turnEnds()
+}
+
+/** Calls back after all microtasks of this turn: whatever a source has ready by then comes along. */
+export const gather = (gatherer: Gatherer): void => {
+  if (gathering.push(gatherer) === 1) process.nextTick(letGo)
+}
+
+let turn = 0
+let counted = false
+
+/** The number of this turn. */
+export const thisTurn = (): number => {
+  if (!counted) {
+    counted = true
+    setImmediate(() => {
+      turn++
+      counted = false
+    })
+  }
+  return turn
+}
