@@ -66,7 +66,8 @@ export class Delivery implements BrokerSink, Home {
 
   // Of a Home.
 
-  read(id: string): Promise<BrokerEntry[] | undefined> {
+  // Async, for brokers that throw.
+  async read(id: string): Promise<BrokerEntry[] | undefined> {
     return this.#broker.read(id, PAGE)
   }
 

@@ -1,4 +1,4 @@
-import { expected, isObject } from './validate.ts'
+import { expected, isObject, oneOf } from './validate.ts'
 
 /**
  * One event, field by field.
@@ -51,6 +51,17 @@ export const dataText = (data: unknown): string => {
   return text
 }
 
+/** Throws a `TypeError` for what is no event, or has a field that nobody knows. */
+export const checkFields = (event: SseEvent): SseEvent => {
+  if (!isObject(event)) throw new TypeError(expected('event', 'a string or an object', event))
+  for (const key in event) {
+    if (key !== 'data' && key !== 'id' && key !== 'event' && key !== 'retry' && key !== 'comment') {
+      throw new TypeError(`Unknown key \`${key}\` in an event; known are ${FIELDS}`)
+    }
+  }
+  return event
+}
+
 /** A comment, each of its lines behind a colon, and the empty line that ends it. Pure. */
 export const encodeComment = (text: string, newline: Newline = '\n'): string => {
   if (typeof text !== 'string') throw new TypeError(expected('comment', 'a string', text))
@@ -60,22 +71,17 @@ export const encodeComment = (text: string, newline: Newline = '\n'): string => 
 /**
  * An event as it stands on the wire: the fields in the order comment, id, event, data, retry, then an empty line.
  *
- * A string is data. Data and comments are split on CRLF, CR and LF, a trailing empty line kept. Pure, and nothing else in this
+ * `newline` ends its lines: LF (the default), CRLF or CR. A string is data. Data and comments are split on CRLF, CR and LF, a trailing empty line kept. Pure, and nothing else in this
  * library knows the format.
  *
- * @throws TypeError for a CR or LF in `id` or `event`, a NUL in `id`, a `retry` that is not a non-negative integer, an unknown
+ * @throws TypeError for another newline, a CR or LF in `id` or `event`, a NUL in `id`, a `retry` that is not a non-negative integer, an unknown
  * key, an event with no field at all, and data that does not serialise.
  * @see https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
  */
 export const encode = (event: string | SseEvent, newline: Newline = '\n'): string => {
+  if (newline !== '\n') oneOf('newline', newline, NEWLINES)
   if (typeof event === 'string') return lines('data: ', event, newline) + newline
-  if (!isObject(event)) throw new TypeError(expected('event', 'a string or an object', event))
-  for (const key in event) {
-    if (key !== 'data' && key !== 'id' && key !== 'event' && key !== 'retry' && key !== 'comment') {
-      throw new TypeError(`Unknown key \`${key}\` in an event; known are ${FIELDS}`)
-    }
-  }
-  const { comment, id, event: type, data, retry } = event
+  const { comment, id, event: type, data, retry } = checkFields(event)
   let text = ''
   if (comment !== undefined) {
     if (typeof comment !== 'string') throw new TypeError(expected('comment', 'a string', comment))

@@ -1,8 +1,8 @@
 import type { Broker, BrokerStats } from './broker.ts'
 import { encode, type SseEvent } from './event.ts'
 import type { EventStream } from './event-stream.ts'
-import type { LogLimits } from './log.ts'
-import type { SubscribeOptions, Subscription } from './subscription.ts'
+import { checkLimits, type LogLimits } from './log.ts'
+import type { Begin, SubscribeOptions, Subscription } from './subscription.ts'
 import { checkFunction, checkKeys, checkString, expected, isObject, limit, oneOf } from './validate.ts'
 
 /** What a `Hub` keeps in memory, in this process, for clients that come back. Whatever is reached first counts. */
@@ -19,7 +19,7 @@ export interface HistoryOptions {
 export interface HubOptions {
   /** What orders and keeps the events. Default: a new {@link MemoryBroker}, for one process. */
   broker?: Broker | undefined
-  /** The window of recent events. `false`: none, and a client that missed anything is told so. */
+  /** The window of recent events. `false`: none; what a client missed then comes from the broker, if that keeps it, or it is told so. */
   history?: HistoryOptions | false | undefined
   /** Subscriptions at once; one more is turned away as its `sse()`'s `whenFull` says. Default: unlimited. */
   maxSubscribers?: number | undefined
@@ -107,19 +107,6 @@ export const checkChannels = (channels: string | Iterable<string>, most: number)
   return names
 }
 
-const checkBound = (name: string, value: number): number => {
-  if (typeof value !== 'number') throw new TypeError(expected(name, 'a number', value))
-  if (!(value >= 0)) throw new RangeError(expected(name, 'a number from 0 up', value))
-  return value
-}
-
-const checkHistory = (history: HistoryOptions | false): LogLimits => {
-  if (history === false) return { events: 0, ms: 0, bytes: 0 }
-  checkKeys('history', history, ['events', 'ms', 'bytes'])
-  const { events = 10_000, ms = 300_000, bytes = 67_108_864 } = history
-  return { events: checkBound('events', events), ms: checkBound('ms', ms), bytes: checkBound('bytes', bytes) }
-}
-
 const checkBroker = (broker: unknown): Broker => {
   const methods = ['start', 'publish', 'read', 'close']
   if (!isObject(broker) || !methods.every(method => typeof Reflect.get(broker, method) === 'function')) {
@@ -135,13 +122,7 @@ const checkType = (name: string, type: string): string => {
   return type
 }
 
-export interface CheckedSubscribeOptions {
-  readonly filter: SubscribeOptions['filter']
-  readonly replay: boolean
-  readonly from: 'now' | 'earliest'
-}
-
-export const checkSubscribeOptions = (options: SubscribeOptions): CheckedSubscribeOptions => {
+export const checkSubscribeOptions = (options: SubscribeOptions): Begin => {
   checkKeys('options', options, ['filter', 'replay', 'from'])
   const { filter, replay = true, from = 'now' } = options
   if (filter !== undefined) checkFunction('filter', filter)
@@ -166,7 +147,7 @@ export const checkHubOptions = (options: HubOptions): CheckedHubOptions => {
   const { positionEvent = 'stream-position', resetEvent = 'stream-reset' } = options
   return {
     broker: broker === undefined ? undefined : checkBroker(broker),
-    history: checkHistory(history),
+    history: history === false ? { events: 0, ms: 0, bytes: 0 } : checkLimits('history', history),
     maxSubscribers: limit('maxSubscribers', maxSubscribers),
     maxChannels: limit('maxChannels', maxChannels),
     maxEventBytes: limit('maxEventBytes', maxEventBytes),

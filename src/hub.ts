@@ -10,7 +10,6 @@ import {
   checkChannels,
   checkHubOptions,
   checkSubscribeOptions,
-  type CheckedSubscribeOptions,
   type EventOf,
   type HubEvents,
   type HubOptions,
@@ -25,7 +24,7 @@ import { MemoryBroker } from './memory-broker.ts'
 import { closedError, Publisher } from './publisher.ts'
 import { checkCloseOptions, shutDown, type CloseOptions, type Farewell } from './shutdown.ts'
 import { checkSource, type Source } from './source.ts'
-import { Subscriber, type SubscribeOptions, type Subscription } from './subscription.ts'
+import { Subscriber, type Begin, type SubscribeOptions, type Subscription } from './subscription.ts'
 import { checkFunction, checkKeys, expected } from './validate.ts'
 
 type Channel<Events> = keyof Events & string
@@ -47,11 +46,10 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   readonly #publisher: Publisher
   readonly #maxSubscribers: number
   readonly #maxChannels: number
-  /** Subscriptions that wait for the broker's start. */
-  readonly #joins: (() => void)[] = []
+  /** Streams that go on without a subscription that they had, and whether that had sent all it was to. */
+  readonly #left = new WeakMap<EventStream, 'live' | 'behind'>()
   #ready = false
   #closing: Promise<void> | undefined
-  #farewell: Farewell | undefined
 
   constructor(options: HubOptions = {}) {
     super()
@@ -63,11 +61,13 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       ...rest,
       broker: this.#broker,
       members: this.#members,
-      onLeft: subscriber => this.#tell('unsubscribe', subscriber),
+      onLeft: subscriber => this.#unsubscribed(subscriber),
       onError: error => this.#error(error),
     })
     const started = this.#start()
-    started.catch((error: unknown) => this.#error(error))
+    started.catch((error: unknown) => {
+      if (this.#closing === undefined) this.#error(error)
+    })
     const unavailable = started.catch((cause: unknown) => {
       throw cause instanceof SseError ? cause : new SseError('ERR_SSE_BROKER_UNAVAILABLE', 'The broker did not start', { cause })
     })
@@ -204,8 +204,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * @throws TypeError or RangeError at once for wrong options; then nothing is closed.
    */
   close(options: CloseOptions = {}): Promise<void> {
-    this.#farewell ??= checkCloseOptions(options)
-    return (this.#closing ??= this.#shutDown(this.#farewell))
+    const farewell = checkCloseOptions(options)
+    return (this.#closing ??= this.#shutDown(farewell))
   }
 
   /**
@@ -235,7 +235,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   async #start(): Promise<void> {
     await this.#broker.start(this.#delivery)
     // All at once: what is published from now on comes after them.
-    for (const join of this.#joins.splice(0)) join()
+    for (const subscriber of this.#members.of(null)) subscriber.join()
     this.#ready = true
   }
 
@@ -248,24 +248,30 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   }
 
   // Not async: no await on this way when the broker is there, and so no race with what is published.
-  #subscribe(stream: EventStream, channels: Set<string>, { filter, replay, from }: CheckedSubscribeOptions): Subscription {
+  #subscribe(stream: EventStream, channels: Set<string>, begin: Begin): Subscription {
     if (this.#closing !== undefined) {
       coreOf(stream).turnAway(true)
       throw closedError()
     }
-    const subscriber = new Subscriber(stream, channels, filter, this.#delivery)
+    // Its Last-Event-ID is where it was before its first subscription.
+    const before = this.#left.get(stream)
+    const subscriber = new Subscriber(stream, channels, before === undefined ? begin : { ...begin, replay: false }, this.#delivery)
     if (this.#members.size >= this.#maxSubscribers) {
       coreOf(stream).turnAway(false)
       return subscriber
     }
-    // Its Last-Event-ID is where it was before its first subscription.
-    const returns = replay && !coreOf(stream).wasFed
     if (!coreOf(stream).feed(subscriber)) throw new SseError('ERR_SSE_NOT_OPEN', `The stream has ended, so it cannot be subscribed`)
     this.#members.add(subscriber)
     this.#tell('subscribe', subscriber)
-    if (this.#ready) subscriber.join(returns, from)
-    else this.#joins.push(() => subscriber.join(returns, from))
+    if (before === 'behind') subscriber.gap('slow')
+    if (this.#ready) subscriber.join()
     return subscriber
+  }
+
+  #unsubscribed(subscriber: Subscriber): void {
+    const { stream, state } = subscriber
+    if (state !== 'new' && coreOf(stream).isOpen) this.#left.set(stream, state)
+    this.#tell('unsubscribe', subscriber)
   }
 
   #tell(name: 'subscribe' | 'unsubscribe', subscriber: Subscriber): void {
@@ -294,6 +300,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       Math.max(0, deadline - performance.now()),
       this.#broker.close().catch(error => this.#error(error)),
     )
+    this.#publisher.giveUp()
     const { log } = this.#delivery
     if (log.position !== undefined) log.reset(log.position)
   }

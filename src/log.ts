@@ -1,8 +1,23 @@
+import { checkKeys, expected } from './validate.ts'
+
 /** What a {@link Log} keeps at most. Whatever is reached first counts. */
 export interface LogLimits {
   readonly events: number
   readonly ms: number
   readonly bytes: number
+}
+
+const checkLimit = (name: string, value: number): number => {
+  if (typeof value !== 'number') throw new TypeError(expected(name, 'a number', value))
+  if (!(value >= 0)) throw new RangeError(expected(name, 'a number from 0 up', value))
+  return value
+}
+
+/** The limits of options, with their defaults. */
+export const checkLimits = (name: string, options: { [K in keyof LogLimits]?: number | undefined }): LogLimits => {
+  checkKeys(name, options, ['events', 'ms', 'bytes'])
+  const { events = 10_000, ms = 300_000, bytes = 67_108_864 } = options
+  return { events: checkLimit('events', events), ms: checkLimit('ms', ms), bytes: checkLimit('bytes', bytes) }
 }
 
 interface Record<T> {
@@ -87,7 +102,8 @@ export class Log<T> {
   /** Moves the position to `id`, without a value. */
   move(id: string, now: number): void {
     if (this.position === undefined) this.#floorAt(id)
-    else this.#add({ id, alias: undefined, value: undefined, bytes: OVERHEAD, at: now })
+    // It says again where it stands. An id that stood for two places would prove nothing.
+    else if (id !== this.position) this.#add({ id, alias: undefined, value: undefined, bytes: OVERHEAD, at: now })
     this.trim(now)
   }
 

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Broker, BrokerEntry, BrokerSink } from './broker.ts'
 import { SseError } from './errors.ts'
 import type { SseEvent } from './event.ts'
-import { Log, type LogLimits } from './log.ts'
+import { checkLimits, Log } from './log.ts'
 
 /** What a {@link MemoryBroker} keeps, whatever is reached first. */
 export interface MemoryBrokerOptions {
@@ -25,9 +25,9 @@ export class MemoryBroker implements Broker {
   #sink: BrokerSink | undefined
   #closed = false
 
-  constructor({ events = 10_000, ms = 300_000, bytes = 67_108_864 }: MemoryBrokerOptions = {}) {
-    const limits: LogLimits = { events, ms, bytes }
-    this.#log = new Log(limits)
+  /** @throws TypeError for a wrong type or an unknown option, RangeError for a number below 0; at once. */
+  constructor(options: MemoryBrokerOptions = {}) {
+    this.#log = new Log(checkLimits('options', options))
     this.#log.move(this.#id(0), performance.now())
   }
 

@@ -1,8 +1,14 @@
 import type { Broker } from './broker.ts'
+import { deferred } from './deferred.ts'
 import { SseError } from './errors.ts'
-import { dataText, encode, type SseEvent } from './event.ts'
+import { checkFields, dataText, encode, type SseEvent } from './event.ts'
 import { Drain, releaseSource, type Source } from './source.ts'
-import { expected, isObject } from './validate.ts'
+import { nextTurn, thisTurn } from './turn.ts'
+import { expected } from './validate.ts'
+
+// A broker in memory answers within the turn: without this, a source that is always ready, or a loop of publishes that are waited for, would
+// keep everybody else waiting until its end.
+const PUBLISHES_PER_TURN = 16
 
 /** The sending side of a hub: events, and sources of events, on their way to the broker. */
 export class Publisher {
@@ -10,6 +16,8 @@ export class Publisher {
   readonly #maxEventBytes: number
   /** From when on the broker takes events. */
   readonly #opens: Promise<unknown>
+  readonly #gaveUp = deferred<void>()
+  #hasGivenUp = false
   readonly #pipes = new Set<Drain>()
   #open = false
   /** Publishes that wait until then, and must not be overtaken. */
@@ -17,13 +25,15 @@ export class Publisher {
   /** Publishes under way. */
   #count = 0
   #onIdle: (() => void) | undefined
+  #turn = 0
+  #inTurn = 0
   #closed = false
 
   constructor(broker: Broker, maxEventBytes: number, opens: Promise<unknown>) {
     this.#broker = broker
     this.#maxEventBytes = maxEventBytes
-    this.#opens = opens
-    opens.then(
+    this.#opens = Promise.race([opens, this.#gaveUp.promise])
+    this.#opens.then(
       () => (this.#open = true),
       () => {},
     )
@@ -80,28 +90,54 @@ export class Publisher {
     return this.#count === 0 ? undefined : new Promise(resolve => (this.#onIdle = resolve))
   }
 
+  /** The broker will take no events any more: those that wait for it are refused. */
+  giveUp(): void {
+    this.#hasGivenUp = true
+    this.#gaveUp.resolve()
+  }
+
   async #hand(channel: string | null, event: SseEvent): Promise<string> {
     this.#count++
     try {
       if (!this.#open || this.#early > 0) {
         this.#early++
-        await this.#opens.finally(() => this.#early--)
+        try {
+          await this.#opens
+        } finally {
+          // Not a microtask before this one is handed on, or another would overtake it.
+          this.#early--
+        }
+        if (this.#hasGivenUp) throw closedError()
       }
       const id = await this.#broker.publish(channel, event)
+      await this.#pace()
       return event.id ?? id
     } finally {
       if (--this.#count === 0) this.#onIdle?.()
     }
   }
+
+  #pace(): Promise<void> | undefined {
+    const now = thisTurn()
+    if (this.#turn !== now) this.#inTurn = 0
+    this.#turn = now
+    return ++this.#inTurn > PUBLISHES_PER_TURN ? nextTurn() : undefined
+  }
 }
 
-/** The event with its data serialised, once and for all. */
+/** The event as it is now, its data serialised once and for all. */
 const textOf = (event: string | SseEvent): SseEvent => {
   if (typeof event === 'string') return { data: event }
-  if (!isObject(event)) throw new TypeError(expected('event', 'a string or an object', event))
+  const { comment, id, event: type, data, retry } = checkFields(event)
   // It would clear the client's memory, and its next connect would miss events without a word.
-  if (event.id === '') throw new TypeError(expected('id', 'absent or non-empty in a hub', event.id))
-  return event.data === undefined ? event : { ...event, data: dataText(event.data) }
+  if (id === '') throw new TypeError(expected('id', 'absent or non-empty in a hub', id))
+  return {
+    ...(comment !== undefined && { comment }),
+    ...(id !== undefined && { id }),
+    ...(type !== undefined && { event: type }),
+    ...(data !== undefined && { data: dataText(data) }),
+    ...(retry !== undefined && { retry }),
+  }
 }
 
 const refused = (): Promise<string> => {

@@ -59,7 +59,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   }
 
   get connected(): boolean {
-    return this.#isOpen && !gone(this.#exchange.req, this.#exchange.res)
+    return this.isOpen && !gone(this.#exchange.req, this.#exchange.res)
   }
 
   get signal(): AbortSignal {
@@ -80,7 +80,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     return this.#closed.promise
   }
 
-  get #isOpen(): boolean {
+  get isOpen(): boolean {
     return this.#outlet !== undefined && this.#reason === undefined
   }
 
@@ -246,14 +246,9 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   /** Opens the stream, and ties a feed to it. False when it has ended. */
   feed(feed: Feed): boolean {
     this.open()
-    if (!this.#isOpen) return false
+    if (!this.isOpen) return false
     this.#feeds = this.#feeds === undefined ? [feed] : [...this.#feeds, feed]
     return true
-  }
-
-  /** True when a feed was tied to it before. */
-  get wasFed(): boolean {
-    return this.#feeds !== undefined
   }
 
   unfeed(feed: Feed): void {

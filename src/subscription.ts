@@ -24,6 +24,13 @@ export interface SubscribeOptions {
   from?: 'now' | 'earliest' | undefined
 }
 
+/** {@link SubscribeOptions}, checked. */
+export interface Begin {
+  readonly filter: SubscribeOptions['filter']
+  readonly replay: boolean
+  readonly from: 'now' | 'earliest'
+}
+
 /** What a subscription needs of its hub. */
 export interface Home {
   readonly log: Log<SharedEvent>
@@ -75,25 +82,35 @@ export class Subscriber implements Subscription, Feed {
   readonly channels: ReadonlySet<string>
   /** In place of a number. */
   #id: string | undefined
+  readonly #begin: Begin
   /** Nothing is sent before {@link join}. */
   #joined = false
   #closed = false
-  #reading = false
+  /** What a read of the broker's holds of this: a client that leaves meanwhile is not held. */
+  #reading: { subscriber: Subscriber | undefined } | undefined
   #replayed = 0
 
-  constructor(stream: EventStream, channels: ReadonlySet<string>, filter: ((event: HubEvent) => boolean) | undefined, home: Home) {
+  constructor(stream: EventStream, channels: ReadonlySet<string>, begin: Begin, home: Home) {
     this.stream = stream
     this.channels = channels
-    this.#filter = filter
+    this.#begin = begin
+    this.#filter = begin.filter
     this.#home = home
     this.#core = coreOf(stream)
     this.#newline = this.#core.newline
   }
 
+  /** What it leaves behind when it is closed now: nothing yet; or all it was to get, or not all of that. */
+  get state(): 'new' | 'live' | 'behind' {
+    if (!this.#joined) return 'new'
+    return this.#cursor === undefined && this.#resetFor === undefined ? 'live' : 'behind'
+  }
+
   /** Finds its place in the log, which is known by now. */
-  join(replay: boolean, from: 'now' | 'earliest'): void {
-    if (this.#closed) return
+  join(): void {
+    if (this.#closed || this.#joined) return
     this.#joined = true
+    const { replay, from } = this.#begin
     this.#home.log.trim(performance.now())
     if (this.#resetFor !== undefined) return this.#reset(this.#resetFor)
     const { log } = this.#home
@@ -131,6 +148,7 @@ export class Subscriber implements Subscription, Feed {
   close(): void {
     if (this.#closed) return
     this.#closed = true
+    if (this.#reading !== undefined) this.#reading.subscriber = undefined
     this.#core.unfeed(this)
     this.#home.left(this)
   }
@@ -171,7 +189,7 @@ export class Subscriber implements Subscription, Feed {
 
   /** Goes on from an id: in the window if it is there, else with what the broker has after it. */
   #follow(): void {
-    if (this.#reading || this.#id === undefined) return
+    if (this.#reading !== undefined || this.#id === undefined) return
     const number = this.#home.log.locate(this.#id)
     if (this.#home.log.isReused(this.#id)) {
       this.#reset('unknown')
@@ -188,22 +206,30 @@ export class Subscriber implements Subscription, Feed {
   }
 
   #read(id: string): void {
-    const { log } = this.#home
-    const { newest } = log
-    this.#reading = true
+    const { newest } = this.#home.log
+    const reading: { subscriber: Subscriber | undefined } = { subscriber: this }
+    this.#reading = reading
     this.#home.read(id).then(
       page => {
-        this.#reading = false
-        // It may have been reset meanwhile.
-        if (!this.#closed && this.#id === id) this.#replay(page, newest)
+        if (reading.subscriber !== undefined) reading.subscriber.#answered(id, page, newest)
       },
       (error: unknown) => {
-        this.#reading = false
-        this.#home.error(error)
-        // The log moves again when the broker is back.
-        if (!this.#closed) this.#home.park(this)
+        if (reading.subscriber !== undefined) reading.subscriber.#unanswered(error)
       },
     )
+  }
+
+  #answered(id: string, page: BrokerEntry[] | undefined, newest: number): void {
+    this.#reading = undefined
+    // It may have been reset meanwhile.
+    if (this.#id === id) this.#replay(page, newest)
+  }
+
+  #unanswered(error: unknown): void {
+    this.#reading = undefined
+    this.#home.error(error)
+    // The log moves again when the broker is back.
+    this.#home.park(this)
   }
 
   /** `newest`: of the log, when the page was asked for. */
@@ -221,7 +247,7 @@ export class Subscriber implements Subscription, Feed {
       this.#id = entry.id
       this.#replayed++
       // What is left of the page is read again, when there is room: nothing is kept for a slow client.
-      if (this.#wants(entry) && !this.#send(new SharedEvent(entry), -1)) return
+      if (this.#wants(entry) && !this.#sendEntry(entry)) return
       if (this.#closed) return
     }
     this.#follow()
@@ -229,6 +255,18 @@ export class Subscriber implements Subscription, Feed {
 
   #wants({ channel }: BrokerEntry): boolean {
     return channel === null || this.channels.has(channel)
+  }
+
+  #sendEntry(entry: BrokerEntry): boolean {
+    let event: SharedEvent
+    try {
+      event = new SharedEvent(entry)
+    } catch (error) {
+      // As when it came for the first time.
+      this.#home.error(error)
+      return true
+    }
+    return this.#send(event, -1)
   }
 
   /** False when there is no room for more. */

@@ -31,3 +31,14 @@ export const thisTurn = (): number => {
   }
   return turn
 }
+
+let next: Promise<void> | undefined
+
+/** Resolves when the event loop has had its turn. */
+export const nextTurn = (): Promise<void> =>
+  (next ??= new Promise(resolve => {
+    setImmediate(() => {
+      next = undefined
+      resolve()
+    })
+  }))

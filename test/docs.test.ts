@@ -189,7 +189,7 @@ describe('README.md', () => {
 
     it('has the defaults of history', async () => {
       const [defaults] = /\{ events: [^}]*\}/.exec(section('Options')) ?? []
-      expect(await read('src/hub-options.ts')).to.include(`const ${defaults!.replaceAll(':', ' =')} = history`)
+      expect(await read('src/log.ts')).to.include(`const ${defaults!.replaceAll(':', ' =')} = options`)
     })
   })
 

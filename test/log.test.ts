@@ -196,7 +196,7 @@ describe('Log', () => {
       add(id: string, value: string | undefined, bytes: number, at: number, alias?: string): void {
         if (value === undefined && this.newest === this.floor && this.floorId === undefined) {
           this.floorId = id
-        } else {
+        } else if (value !== undefined || id !== (this.rows.at(-1)?.id ?? this.floorId)) {
           this.rows.push({ number: ++this.newest, id, alias, value, bytes: bytes + OVERHEAD, at })
         }
         this.mark()
@@ -249,7 +249,8 @@ describe('Log', () => {
         for (let step = 0; step < 40; step++) {
           now += random(12)
           // Own ids that come again, and that equal ids of the log, now and then.
-          const id = random(25) === 0 ? `${random(next + 1)}` : `${next++}`
+          const again = random(25) === 0 ? real.position : undefined
+          const id = again ?? (random(25) === 0 ? `${random(next + 1)}` : `${next++}`)
           const alias = random(3) === 0 ? `${random(4) === 0 ? '' : 'own'}${random(12)}` : undefined
           const what = random(20)
           if (what < 14) {

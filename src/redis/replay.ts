@@ -1,4 +1,5 @@
 import type { BrokerEntry } from '../broker.ts'
+import { SseError } from '../errors.ts'
 import type { Connection } from './connection.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, type LogEntry } from './entry.ts'
@@ -9,6 +10,8 @@ import { Seen } from './seen.ts'
 
 // Reads at the same time; the others wait.
 const MOST_AT_ONCE = 8
+// Of those that wait. While Redis is away they are kept, also for clients that have left.
+const MOST_WAITING = 10_000
 // Pages for one read, and for its look-back: what would take more is not proved.
 const MOST_PAGES = 25
 
@@ -51,6 +54,7 @@ export class Replay {
     const key = `${after} ${limit}`
     let running = this.#running.get(key)
     if (running === undefined) {
+      if (this.#running.size >= MOST_WAITING) throw new SseError('ERR_SSE_BROKER_BUSY', `${MOST_WAITING} reads wait for Redis already`)
       running = this.#answer(cursor, limit).finally(() => this.#running.delete(key))
       this.#running.set(key, running)
     }

@@ -1,0 +1,320 @@
+import { expect } from 'chai'
+import type { Context } from 'koa'
+import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type HubOptions, type SseEvent } from 'koa-sse'
+import { connect, type LiveClient } from './support/client.ts'
+import { clog } from './support/clog.ts'
+import { collect } from './support/heap.ts'
+import { koa, serve, until } from './support/serve.ts'
+
+const hubs: Hub[] = []
+
+const makeHub = (options: HubOptions = {}): Hub => {
+  const hub = new Hub(options)
+  hubs.push(hub)
+  return hub
+}
+
+afterEach(async () => {
+  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
+})
+
+/** A broker that keeps everything, and is as slow to start and to answer as it is told. */
+class SlowBroker implements Broker {
+  sink!: BrokerSink
+  readonly entries: BrokerEntry[] = []
+  start_: Promise<unknown> = Promise.resolve()
+  answer: Promise<unknown> = Promise.resolve()
+  reads = 0
+
+  async start(sink: BrokerSink): Promise<void> {
+    this.sink = sink
+    await this.start_
+    sink.position('s-0')
+  }
+
+  async publish(channel: string | null, event: SseEvent): Promise<string> {
+    return this.add({ id: `s-${this.entries.length + 1}`, channel, event })
+  }
+
+  add(entry: BrokerEntry): string {
+    this.entries.push(entry)
+    this.sink.event(entry)
+    return entry.id
+  }
+
+  async read(after: string, limit: number): Promise<BrokerEntry[] | undefined> {
+    this.reads++
+    await this.answer
+    const index = after === 's-0' ? 0 : this.entries.findIndex(({ id }) => id === after) + 1
+    return this.entries.slice(index, index + limit)
+  }
+
+  async close(): Promise<void> {}
+}
+
+const serveHub = async (hub: Hub): Promise<{ open: (lastEventId?: string) => Promise<LiveClient>; contexts: WeakRef<Context>[] }> => {
+  const contexts: WeakRef<Context>[] = []
+  const app = koa(
+    sse(),
+    (ctx: Context, next) => {
+      contexts.push(new WeakRef(ctx))
+      return next()
+    },
+    hub.subscriber('a'),
+  )
+  const { url } = await serve(app)
+  const open = (lastEventId?: string): Promise<LiveClient> =>
+    connect(url, { headers: lastEventId === undefined ? {} : { 'Last-Event-ID': lastEventId } })
+  return { open, contexts }
+}
+
+describe('publishes that nobody awaits', () => {
+  for (const pause of [1, 2, 3, 4]) {
+    it(`keep their order while the hub starts, with ${pause} microtasks between them`, async () => {
+      const broker = new SlowBroker()
+      const hub = makeHub({ broker })
+      const published: Promise<string>[] = []
+      for (let i = 0; i < 20; i++) {
+        published.push(hub.publish('a', `${i}`))
+        for (let n = 0; n < pause; n++) await null
+      }
+      await Promise.all(published)
+      expect(broker.entries.map(({ event }) => event.data)).to.deep.equal(Array.from({ length: 20 }, (_, i) => `${i}`))
+    })
+  }
+
+  it('are taken as they are at the call, with or without data, and with what an event inherits', async () => {
+    const broker = new SlowBroker()
+    let begin!: () => void
+    broker.start_ = new Promise<void>(resolve => (begin = resolve))
+    const hub = makeHub({ broker })
+    const event: SseEvent = { event: 'tick' }
+    const first = hub.publish('a', event)
+    event.event = 'a\nb'
+    class Headline {
+      readonly data = 'x'
+    }
+    Object.defineProperty(Headline.prototype, 'event', { get: () => 'headline' })
+    const second = hub.publish('a', new Headline())
+    begin()
+    await Promise.all([first, second])
+    expect(broker.entries.map(entry => entry.event)).to.deep.equal([{ event: 'tick' }, { event: 'headline', data: 'x' }])
+  })
+
+  it('settle when the hub is closed before its broker ever started', async () => {
+    const broker = new SlowBroker()
+    broker.start_ = new Promise(() => {})
+    const hub = new Hub({ broker })
+    const outcome = hub.publish('a', 'x').catch(({ code }: { code: string }) => code)
+    await hub.close({ graceMs: 100 })
+    expect(await outcome).to.equal('ERR_SSE_HUB_CLOSED')
+  })
+})
+
+describe('a source that is always ready', () => {
+  it('leaves everybody else their turn, and a client that reads loses nothing', async () => {
+    const hub = makeHub()
+    const { open } = await serveHub(hub)
+    const client = await open()
+    await client.event()
+    let turns = 0
+    let counting = true
+    const count = (): void => {
+      turns++
+      if (counting) setImmediate(count)
+    }
+    setImmediate(count)
+    await hub.pipe(
+      'a',
+      Array.from({ length: 15_000 }, (_, i) => `${i}`),
+    )
+    for (let i = 0; i < 1_000; i++) await hub.publish('a', 'more')
+    counting = false
+    expect(turns).to.be.above(500)
+    const texts = await client.take(16_000)
+    expect(texts.slice(0, 15_000)).to.deep.equal(Array.from({ length: 15_000 }, (_, i) => `${i}`))
+    expect(hub.stats().resets).to.deep.equal({})
+  })
+
+  it('is stopped by a signal that a timer aborts', async () => {
+    const hub = makeHub()
+    const signal = AbortSignal.timeout(20)
+    let yielded = 0
+    await hub.pipe(
+      'a',
+      (function* () {
+        for (;;) yield `${yielded++}`
+      })(),
+      { signal },
+    )
+    expect(yielded).to.be.above(0)
+  })
+})
+
+describe('two hubs that share a stream', () => {
+  it('both look at the id of a client that comes back: who cannot prove it says so', async () => {
+    const [one, two] = [makeHub(), makeHub()]
+    const app = koa(sse(), async ctx => {
+      await one.subscribe(ctx.sse, 'a')
+      await two.subscribe(ctx.sse, 'b')
+    })
+    const { url } = await serve(app)
+    const first = await connect(url)
+    for (let i = 0; i < 2; i++) await first.event()
+    const id = await one.publish('a', 'seen')
+    await first.take(1)
+    first.rst()
+    await until(() => one.count() + two.count() === 0)
+    await one.publish('a', 'missed on one')
+    await two.publish('b', 'missed on two')
+    const back = await connect(url, { headers: { 'Last-Event-ID': id } })
+    expect((await back.event()).data).to.equal('missed on one')
+    expect(await back.event()).to.include({ event: 'stream-reset', data: '{"reason":"unknown"}' })
+  })
+})
+
+describe('a stream that is subscribed again', () => {
+  const serveStreams = async (): Promise<{ url: string; streams: EventStream[] }> => {
+    const streams: EventStream[] = []
+    const app = koa(sse({ stallTimeout: false }), ctx => {
+      ctx.sse.open()
+      streams.push(ctx.sse)
+    })
+    return { url: (await serve(app)).url, streams }
+  }
+
+  it('is reset when its subscription before still owed it something', async () => {
+    const hub = makeHub()
+    const { url, streams } = await serveStreams()
+    const client = await connect(url)
+    const before = await hub.subscribe(streams[0]!, 'a')
+    await client.event()
+    client.pause()
+    await clog(streams[0]!)
+    // The first that finds no room goes out still; the next is what is owed.
+    await hub.publish('a', 'taken')
+    await hub.publish('a', 'owed')
+    before.close()
+    await hub.subscribe(streams[0]!, ['a', 'b'])
+    await hub.publish('a', 'after')
+    client.resume()
+    expect((await client.event()).data).to.match(/^x+$/)
+    expect((await client.event()).data).to.equal('taken')
+    expect(await client.event()).to.include({ event: 'stream-reset', data: '{"reason":"slow"}' })
+    expect(await client.take(1)).to.deep.equal(['after'])
+    expect(hub.stats().resets).to.deep.equal({ slow: 1 })
+  })
+
+  it('is told its position when nothing was owed, and its Last-Event-ID is not asked again', async () => {
+    const hub = makeHub()
+    const { url, streams } = await serveStreams()
+    const id = await hub.publish('a', 'old')
+    await hub.publish('a', 'newer')
+    const client = await connect(url, { headers: { 'Last-Event-ID': id } })
+    const before = await hub.subscribe(streams[0]!, 'a')
+    expect(await client.take(1)).to.deep.equal(['newer'])
+    before.close()
+    await hub.subscribe(streams[0]!, 'a')
+    expect(await client.event()).to.include({ event: 'stream-position' })
+    expect(hub.stats().resets).to.deep.equal({})
+  })
+})
+
+describe('a broker that is somebody else’s', () => {
+  it('has an entry that nobody can encode: it is passed over in a replay too, and told', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker, history: { events: 1 } })
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    const { open } = await serveHub(hub)
+    await hub.publish('a', '1')
+    broker.add({ id: 's-2', channel: 'a', event: { event: 'bad\nevent' } })
+    for (const data of ['3', '4']) await hub.publish('a', data)
+    expect(errors).to.have.lengthOf(1)
+    const client = await open('s-0')
+    expect(await client.take(3)).to.deep.equal(['1', '3', '4'])
+    await hub.publish('a', '5')
+    expect(await client.take(1)).to.deep.equal(['5'])
+    expect(errors).to.have.lengthOf(2)
+  })
+
+  it('throws where it should reject: the client waits, and the fault is told', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker, history: { events: 1 } })
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    const { open } = await serveHub(hub)
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    const { read } = broker
+    broker.read = () => {
+      throw new Error('not yet')
+    }
+    const client = await open('s-0')
+    await until(() => errors.length > 0)
+    broker.read = read
+    await hub.publish('a', '4')
+    expect(await client.take(4)).to.deep.equal(['1', '2', '3', '4'])
+  })
+
+  it('names its newest id again: that is as good as ever', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker })
+    const { open } = await serveHub(hub)
+    const id = await hub.publish('a', '1')
+    for (let i = 0; i < 2; i++) broker.sink.position(id)
+    const client = await open(hub.position)
+    await hub.publish('a', '2')
+    expect(await client.take(1)).to.deep.equal(['2'])
+    broker.sink.gap('lost', 's-7')
+    broker.sink.position('s-7')
+    expect(await client.event()).to.include({ event: 'stream-reset' })
+    const back = await open('s-7')
+    broker.add({ id: 's-8', channel: 'a', event: { data: '3' } })
+    expect(await back.take(1)).to.deep.equal(['3'])
+    expect(hub.stats().resets).to.deep.equal({ lost: 1 })
+  })
+
+  for (const what of ['has not started', 'does not answer'] as const) {
+    it(`${what}: clients that leave meanwhile are let go`, async () => {
+      const broker = new SlowBroker()
+      const never = new Promise(() => {})
+      if (what === 'has not started') broker.start_ = never
+      const hub = makeHub({ broker, history: { events: 1 } })
+      const { open, contexts } = await serveHub(hub)
+      if (what === 'does not answer') {
+        for (let i = 0; i < 5; i++) await hub.publish('a', `${i}`)
+        broker.answer = never
+      }
+      for (let i = 0; i < 20; i++) (await open('s-1')).rst()
+      await until(() => contexts.length === 20 && hub.count() === 0)
+      if (what === 'does not answer') expect(broker.reads).to.equal(20)
+      await collect()
+      // The newest may stand in a register still.
+      expect(contexts.filter(context => context.deref() !== undefined).length).to.be.below(3)
+    })
+  }
+
+  it('did not start before the hub was closed: that is no fault', async () => {
+    const broker = new SlowBroker()
+    let fail!: (error: Error) => void
+    broker.start_ = new Promise((_, reject) => (fail = reject))
+    const hub = new Hub({ broker })
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    await hub.close({ graceMs: 50 })
+    fail(new Error('closed'))
+    await new Promise(resolve => setImmediate(resolve))
+    expect(errors).to.deep.equal([])
+  })
+})
+
+describe('hub.close() and new MemoryBroker()', () => {
+  it('refuse wrong options, at any time', async () => {
+    const hub = makeHub()
+    await hub.close()
+    expect(() => hub.close({ graceMs: 'x' as never })).to.throw(TypeError)
+    for (const options of [{ events: -1 }, { ms: Number.NaN }, { bytes: -5 }]) expect(() => new MemoryBroker(options)).to.throw(RangeError)
+    for (const options of [{ events: '10' }, { event: 5 }, null, [], 'x', 5])
+      expect(() => new MemoryBroker(options as never)).to.throw(TypeError, /Expected|Unknown key/)
+  })
+})
