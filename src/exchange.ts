@@ -15,22 +15,18 @@ import type { Outlet } from './outlet.ts'
  */
 export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
 
-// What work that is tied to a client fails of when the client leaves.
-const CONSEQUENCES = new Set([
-  'ABORT_ERR',
-  'ECONNRESET',
-  'EPIPE',
-  'ERR_STREAM_PREMATURE_CLOSE',
-  'ERR_STREAM_DESTROYED',
-  'ERR_SSE_HUB_CLOSED',
-  'ERR_SSE_NOT_OPEN',
-])
+// What work that is tied to a stream fails of when the stream ends.
+const CONSEQUENCES = new Set(['ABORT_ERR', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
+// The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
+const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_)/
+const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
 
 /** Whether an error of a handler follows from how its stream has ended, and is no news. */
 export const follows = (reason: CloseReason, error: unknown): boolean => {
   if (reason === 'error') return true
   if (!(error instanceof Error)) return false
-  return error.name === 'AbortError' || ('code' in error && CONSEQUENCES.has(String(error.code)))
+  const code = 'code' in error ? String(error.code) : ''
+  return error.name === 'AbortError' || CONSEQUENCES.has(code) || (BREAKS.has(reason) && BROKEN.test(code))
 }
 
 /** What a stream needs to know of its options. */
@@ -45,13 +41,19 @@ export interface StreamSettings {
   readonly maxAge: number | false
 }
 
+/** A response that is not a stream, or none yet. */
+export interface Answer {
+  readonly body: unknown
+  readonly status: number
+}
+
 /** One request, as the middleware shows it to its stream. */
 export interface Exchange<S> {
   readonly req: Request
   readonly res: Response
   readonly settings: StreamSettings
-  /** True when the handler has said what to answer. */
-  readonly answered: boolean
+  /** What is to be answered, as far as anybody has said. */
+  readonly answer: Answer
   /** Throws what the client is to be told when no more streams may open; or returns the milliseconds after which it is to come back. */
   admit(): number | undefined
   /** The same where none may open in any case. */

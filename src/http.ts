@@ -19,6 +19,10 @@ export const gone = (req: Request, res: Response): boolean => {
   return res.destroyed || req.socket.destroyed || req.socket.readableEnded
 }
 
+/** True for the very error that the connection broke with. */
+export const brokeWith = (req: Request, res: Response, error: unknown): boolean =>
+  'stream' in res ? error === res.stream?.errored : error === req.socket.errored
+
 /** Who is told of a response's end. */
 export interface Watcher {
   /** The client goes; again perhaps, in other ways. */

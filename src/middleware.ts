@@ -2,12 +2,13 @@ import { inspect } from 'node:util'
 import type { Context, ExtendableContext, Next } from 'koa'
 import { encode, type SseEvent } from './event.ts'
 import { coreOf, type EventStream } from './event-stream.ts'
-import type { Exchange } from './exchange.ts'
-import { closeAfter, destroy, gone, type Request, type Response } from './http.ts'
+import { follows, type Answer, type Exchange } from './exchange.ts'
+import { brokeWith, closeAfter, destroy, gone, type Request, type Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
 import { respondDirectly } from './respond.ts'
 import { checkCloseOptions, jittered, shutDown, type CloseOptions } from './shutdown.ts'
 import type { StreamCore } from './stream-core.ts'
+import { afterMicrotasks } from './turn.ts'
 import { checkSseOptions, type Settings, type SseOptions } from './sse-options.ts'
 
 /** What `sse()` adds to Koa's context. */
@@ -73,8 +74,9 @@ class KoaExchange implements Exchange<StreamCore> {
     return this.#ctx.res
   }
 
-  get answered(): boolean {
-    return this.#ctx.body != null || this.#ctx.status !== 404
+  get answer(): Answer {
+    const { body, status } = this.#ctx
+    return { body, status }
   }
 
   admit(): number | undefined {
@@ -172,7 +174,7 @@ function onerror(this: InterceptedContext, error: Error): void {
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
   } else if (res.headersSent) {
     if (stream.wrapperFailed(error)) destroy(res)
-  } else if (!gone(req, res)) {
+  } else if (!gone(req, res) || !(follows('client', error) || brokeWith(req, res, error))) {
     stream.discard('error')
     before.call(this, error)
   }
@@ -200,8 +202,9 @@ export const sse = (options: SseOptions = {}): SseMiddleware => {
     if (reused) stream.use(exchange)
     else interceptErrors(ctx as Context, stream, exchange)
     return new Promise<void>((resolve, reject) => {
-      // Opening comes first: what a handler throws in that very turn is a failure of the open stream.
-      stream.onOpen(resolve)
+      // Opening comes first: what a handler throws in that very turn is a failure of the open stream. Not before all microtasks are
+      // done: what a handler answers instead, because a source failed at once perhaps, Koa is to see.
+      stream.onOpen(() => afterMicrotasks(resolve))
       next().then(
         () => {
           exchange.pending = false

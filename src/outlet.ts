@@ -106,6 +106,13 @@ export class Outlet implements BodyOwner, Gatherer {
     return this.#roomLater()
   }
 
+  /** The same with text that was asked for when there was room: it is taken in any case. */
+  take(text: string): Promise<void> | undefined {
+    this.#backlog.addText(text, this.hasRoom ? text.length : Buffer.byteLength(text))
+    this.#gathered()
+    return this.#roomLater()
+  }
+
   /** Takes text of the library's own, in any case. False means: there is no room for more until `room`. */
   writeText(text: string): boolean {
     this.#backlog.addText(text, text.length)

@@ -1,8 +1,10 @@
 import type { SseEvent } from './event.ts'
+import type { Answer } from './exchange.ts'
 import { Drain, type Sink, type Source } from './source.ts'
 
 /** A stream, as its pipes see it. */
 export interface PipesOwner extends Sink {
+  readonly answer: Answer
   readonly wasOpened: boolean
   open(): void
   failed(error: unknown): void
@@ -14,8 +16,9 @@ export class Pipes {
   readonly #owner: PipesOwner
   readonly #drains = new Set<Drain>()
   #heads: Set<Promise<void>> | undefined
-  /** Why a stream was not opened. */
-  headFailure: { readonly error: unknown } | undefined
+  /** What was to be answered when the first of them began to wait. */
+  #before: Answer | undefined
+  #failure: { readonly error: unknown } | undefined
 
   constructor(owner: PipesOwner) {
     this.#owner = owner
@@ -26,7 +29,11 @@ export class Pipes {
     // Nobody has to look at it: the stream itself sees to a failure.
     const settled = (): void => void this.#heads?.delete(piped)
     piped.then(settled, settled)
-    if (!this.#owner.wasOpened) (this.#heads ??= new Set()).add(piped)
+    if (!this.#owner.wasOpened) {
+      this.#before ??= this.#owner.answer
+      this.#heads ??= new Set()
+      this.#heads.add(piped)
+    }
     return piped
   }
 
@@ -34,10 +41,15 @@ export class Pipes {
     this.#drains.add(drain)
     try {
       await drain.run().finally(() => this.#drains.delete(drain))
+      if (drain.isStopped) return
       this.#owner.open()
     } catch (error) {
       if (this.#owner.wasOpened) this.#owner.failed(error)
-      else this.headFailure = { error }
+      else {
+        // It is the response's failure, now as later: nobody goes on.
+        this.#failure = { error }
+        this.stop()
+      }
       throw error
     }
     if (end) this.#owner.close()
@@ -48,6 +60,16 @@ export class Pipes {
     const heads = this.#heads
     this.#heads = undefined
     return heads
+  }
+
+  /** Throws why the stream was not opened, unless somebody has answered otherwise. */
+  throwFailure(): void {
+    if (this.#owner.wasOpened || this.#failure === undefined) return
+    const { body, status } = this.#owner.answer
+    if (body !== this.#before?.body || status !== this.#before?.status) return
+    const { error } = this.#failure
+    // Koa takes nothing for no error.
+    throw error ?? new Error(`non-error thrown: ${String(error)}`)
   }
 
   stop(): void {

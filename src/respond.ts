@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream'
+import { destroy, type Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
 
 // The outlet of a context that it may have; `null` when the bytes are on their way past Koa.
@@ -11,7 +12,9 @@ interface RespondingContext {
   readonly method: string
   readonly status: number
   readonly writable: boolean
-  [OUTLET]?: Outlet | null
+  readonly res: Response
+  remove(header: string): void
+  [OUTLET]?: Outlet | null | undefined
 }
 
 // Koa answers these without a body.
@@ -41,7 +44,10 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
   get() {
     const outlet = this[OUTLET]
     if (outlet === null) return false
-    if (outlet === undefined || !isOurs(this, outlet)) return undefined
+    if (outlet === undefined || !isOurs(this, outlet)) {
+      this[OUTLET] = undefined
+      return undefined
+    }
     process.nextTick(goDirect, this, outlet)
     return false
   },
@@ -51,9 +57,20 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
 }
 
 const goDirect = (ctx: RespondingContext, outlet: Outlet): void => {
-  if (!isOurs(ctx, outlet)) return
+  if (ctx[OUTLET] !== outlet) return
+  if (!isOurs(ctx, outlet)) {
+    setImmediate(giveUp, ctx, outlet)
+    return
+  }
   ctx[OUTLET] = null
+  // Set since the stream opened, it would cut that short.
+  ctx.remove('Content-Length')
   outlet.goDirect()
+}
+
+/** The body was replaced after Koa had been told that somebody else responds. If that was Koa, nobody does, and the client is to come back. */
+const giveUp = (ctx: RespondingContext, outlet: Outlet): void => {
+  if (ctx[OUTLET] === outlet && ctx.writable && !ctx.res.headersSent) destroy(ctx.res)
 }
 
 const isOurs = (ctx: RespondingContext, { body, undecided }: Outlet): boolean =>

@@ -32,18 +32,27 @@ export interface MappedPipeOptions<T> extends PipeOptions<T> {
 
 interface Reader {
   next(): IteratorResult<unknown> | PromiseLike<IteratorResult<unknown>>
-  /** Gives the source back without waiting for it: a `next()` may be pending for ever. Safe to repeat, and never throws. */
-  release(): void
+  /**
+   * Gives the source back without waiting for it: a `next()` may be pending for ever. `hasFailed`: it was `next()` that threw.
+   * False when it did not work, and never throws.
+   */
+  release(hasFailed: boolean): boolean
 }
 
 const ignore = (): void => {}
 
-const attempt = (action: () => unknown): void => {
+/** False when it threw at once. */
+const attempt = (action: () => unknown): boolean => {
   try {
     // A source that is told to stop often fails of that; it is nobody's news.
     Promise.resolve(action()).catch(ignore)
-  } catch {}
+    return true
+  } catch {
+    return false
+  }
 }
+
+const isThenable = (value: unknown): value is PromiseLike<unknown> => isObject(value) && 'then' in value
 
 const KINDS = 'an iterable, an async iterable, a Readable, a ReadableStream, or a function that returns one'
 
@@ -82,20 +91,21 @@ const toReader = (items: unknown): Reader => {
   }
   if (isNodeReadable(items)) {
     const iterator = items[Symbol.asyncIterator]()
-    const release = (): void => {
+    const release = (): boolean => {
       items.on('error', ignore)
       items.destroy()
-      attempt(() => iterator.return?.())
+      return attempt(() => iterator.return?.())
     }
     return { next: () => iterator.next(), release }
   }
   const iterator = Symbol.asyncIterator in items ? items[Symbol.asyncIterator]() : items[Symbol.iterator]()
-  return { next: () => iterator.next(), release: () => attempt(() => iterator.return?.()) }
+  // One that has thrown is over, and is not to be returned.
+  return { next: () => iterator.next(), release: hasFailed => hasFailed || attempt(() => iterator.return?.()) }
 }
 
 /** Gives back a source that is not going to be read. A function has made none yet. */
 export const releaseSource = (source: Source<never>): void => {
-  if (typeof source !== 'function') toReader(source).release()
+  if (typeof source !== 'function') attempt(() => void toReader(source).release(false))
 }
 
 /** Where {@link Drain} takes a source. */
@@ -124,6 +134,10 @@ export class Drain {
     this.#sink = sink
   }
 
+  get isStopped(): boolean {
+    return this.#stopped
+  }
+
   /** Resolves when the source has ended or {@link stop} was called; rejects when the source failed before that. */
   run(): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -138,35 +152,46 @@ export class Drain {
     // An item that is owed for ever keeps this in memory, and only this.
     this.#sink = NOBODY
     this.#map = undefined
-    this.#reader?.release()
+    this.#release(false)
     this.#settle?.()
   }
 
   async #read(): Promise<void> {
     const source = this.#source
-    const reader = toReader(typeof source === 'function' ? await source(this.#sink.signal) : source)
-    this.#reader = reader
-    let finished = false
+    const made = typeof source === 'function' ? source(this.#sink.signal) : source
+    // What is no promise is read in this very turn: a Readable may be about to fail.
+    this.#reader = toReader(isThenable(made) ? await made : made)
     try {
-      finished = await this.#readAll(reader)
+      await this.#readAll(this.#reader)
     } finally {
-      if (!finished) reader.release()
+      this.#release(false)
     }
   }
 
-  /** True when the source has ended by itself. */
-  async #readAll(reader: Reader): Promise<boolean> {
+  async #readAll(reader: Reader): Promise<void> {
     while (!this.#stopped) {
-      let step = reader.next()
-      if (isObject(step) && 'then' in step) step = await step
+      let step
+      try {
+        step = reader.next()
+        if (isThenable(step)) step = await step
+      } catch (error) {
+        this.#release(true)
+        throw error
+      }
       if (!isObject(step)) throw new TypeError(expected('source', 'an iterator whose results are objects', step))
       const { done, value } = step
-      if (this.#stopped) return done === true
+      // There is nothing to give back any more.
+      if (done) this.#reader = undefined
+      if (this.#stopped) return
       const room = done ? this.#takeText(this.#decoder?.decode()) : this.#takeItem(value)
       if (room !== undefined) await room
-      if (done) return true
+      if (done) return
     }
-    return false
+  }
+
+  /** Once is enough; unless it did not work: a generator that ends its own stream is running. */
+  #release(hasFailed: boolean): void {
+    if (this.#reader?.release(hasFailed) === true) this.#reader = undefined
   }
 
   #takeItem(item: unknown): Promise<unknown> | undefined {

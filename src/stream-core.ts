@@ -3,7 +3,7 @@ import { Clocks, type ClocksOwner } from './clocks.ts'
 import { deferred, type Deferred } from './deferred.ts'
 import { SseError } from './errors.ts'
 import { encode, encodeComment, type Newline, type SseEvent } from './event.ts'
-import { follows, type CloseReason, type Exchange, type Feed } from './exchange.ts'
+import { follows, type Answer, type CloseReason, type Exchange, type Feed } from './exchange.ts'
 import type { Frame } from './frame.ts'
 import { destroy, gone, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { Outlet, type OutletEvents } from './outlet.ts'
@@ -26,6 +26,8 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   /** The handler is done, and did not open. */
   #returned = false
   #failed = false
+  /** Koa has been let go on. */
+  #released = false
   #clocks: Clocks | undefined
   #watcher: Watcher | undefined
   #controller: AbortController | undefined
@@ -80,6 +82,15 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     return this.#closed.promise
   }
 
+  get answer(): Answer {
+    return this.#exchange.answer
+  }
+
+  /** The handler has failed, and the client is told so. */
+  get #isAnswered(): boolean {
+    return this.#failed && (this.#exchange.res.headersSent || this.answer.body != null)
+  }
+
   get isOpen(): boolean {
     return this.#outlet !== undefined && this.#reason === undefined
   }
@@ -107,7 +118,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       releaseSource(source)
       throw error
     }
-    if (this.#reason !== undefined || (this.#failed && this.#exchange.res.headersSent)) {
+    if (this.#reason !== undefined || this.#isAnswered) {
       releaseSource(source)
       return Promise.resolve()
     }
@@ -119,19 +130,20 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   take(event: string | SseEvent): Promise<void> | undefined {
     const text = encode(event, this.newline)
     this.open()
-    if (this.#reason !== undefined) return
+    if (this.#outlet === undefined) this.#pipes?.stop()
+    if (!this.isOpen) return
     this.eventsSent++
-    return this.#outlet?.write(text)
+    return this.#outlet?.take(text)
   }
 
   // --- how it opens
 
   open(): void {
     if (this.#outlet !== undefined || this.#reason !== undefined) return
+    // A task that a handler left behind cannot know of its failure, and is not worth a second one.
+    if (this.#isAnswered) return
     const { req, res } = this.#exchange
     if (res.headersSent) {
-      // Koa has answered with the handler's failure: a task that it left behind cannot know, and is not worth a second one.
-      if (this.#failed) return
       throw new SseError(
         'ERR_SSE_NOT_OPEN',
         'The handler returned before the stream was open, and Koa has answered: call ctx.sse.open() before you return',
@@ -165,6 +177,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   }
 
   #opened(): void {
+    this.#released = true
     this.#onOpen?.()
     this.#onOpen = undefined
   }
@@ -211,18 +224,12 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   async #headsSettled(heads: Iterable<Promise<void>>): Promise<void> {
     await Promise.allSettled(heads)
     await this.returned()
-    const failure = this.#pipes?.headFailure
-    if (this.#outlet === undefined && failure !== undefined && !this.#exchange.answered) throw failure.error
+    this.#pipes?.throwFailure()
   }
 
   /** The handler or a source has failed. True when the stream takes care of it; not so before it opened. */
   failed(error: unknown): boolean {
-    if (this.#outlet === undefined) {
-      if (this.#reason !== undefined && follows(this.#reason, error)) return true
-      this.#failed = true
-      this.#stopWatching()
-      return false
-    }
+    if (this.#outlet === undefined) return this.#failedBefore(error)
     if (this.#reason !== undefined) {
       if (!follows(this.#reason, error)) this.#exchange.report(error)
       return true
@@ -234,6 +241,24 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       this.#end('error', 'cut', last)
     }
     return true
+  }
+
+  /** … before it opened. */
+  #failedBefore(error: unknown): boolean {
+    if (this.#reason === 'client') {
+      if (follows('client', error)) return true
+      if (this.#released) {
+        this.#exchange.report(error)
+        return true
+      }
+    }
+    this.#failed = true
+    this.#stopWatching()
+    this.#pipes?.stop()
+    // Outer middleware may open the stream still, and gets another.
+    this.#controller?.abort()
+    this.#controller = undefined
+    return false
   }
 
   /** Whatever the response is piped from has failed, in a way that is no disconnect's. False when it is no news. */

@@ -17,6 +17,9 @@ export const gather = (gatherer: Gatherer): void => {
   if (gathering.push(gatherer) === 1) process.nextTick(letGo)
 }
 
+/** Calls back when all microtasks are done that there are, and those that they bring. */
+export const afterMicrotasks = (callback: () => void): void => queueMicrotask(() => process.nextTick(callback))
+
 let turn = 0
 let counted = false
 

@@ -1,0 +1,459 @@
+import { once } from 'node:events'
+import { get } from 'node:http'
+import { createRequire } from 'node:module'
+import { Readable } from 'node:stream'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { expect } from 'chai'
+import type Koa from 'koa'
+import type { Context, Middleware } from 'koa'
+import { encode, sse, type EventStream, type Source, type SseOptions } from 'koa-sse'
+import { connect } from './support/client.ts'
+import { serve, until } from './support/serve.ts'
+import { startWith } from './support/start.ts'
+
+const require = createRequire(import.meta.url)
+
+/** What a client is told: status, type, and the body as far as it came; `cut` when it was not whole. */
+const answer = async (url: string): Promise<{ status: number; type: string | undefined; body: string; cut: boolean }> =>
+  new Promise((resolve, reject) => {
+    const request = get(url, { agent: false }, res => {
+      let body = ''
+      res.setEncoding('utf8').on('data', (chunk: string) => (body += chunk))
+      res.on('close', () => resolve({ status: res.statusCode!, type: res.headers['content-type'], body, cut: !res.complete }))
+      res.on('error', () => {})
+    })
+    request.on('error', reject)
+  })
+
+const failing = (error: unknown = new Error('boom')): AsyncIterable<string> => ({
+  // oxlint-disable-next-line promise/no-promise-in-callback -- it is none
+  [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error) }),
+})
+
+const signalled = (): { promise: Promise<void>; go: () => void } => {
+  let go = (): void => {}
+  const promise = new Promise<void>(resolve => (go = resolve))
+  return { promise, go }
+}
+
+const apps: [string, new () => Koa][] = [
+  ['3.3', require('koa') as new () => Koa],
+  ['3.0', require('koa30') as new () => Koa],
+  ['2.16', require('koa2') as new () => Koa],
+]
+
+for (const [version, Application] of apps) {
+  describe(`on Koa ${version}, a handler that answers otherwise after its stream has opened`, () => {
+    const serveOn = async (...middleware: Middleware[]): Promise<{ url: string; size: () => number }> => {
+      const streams = sse()
+      const app = new Application()
+      app.on('error', () => {})
+      const [handler, ...between] = middleware.toReversed()
+      app.use(streams)
+      for (const each of between.toReversed()) app.use(each)
+      app.use(handler!)
+      const { url } = await serve(app)
+      return { url, size: () => streams.size }
+    }
+
+    it('is heard, when a source failed at once', async () => {
+      const { url, size } = await serveOn(async (ctx: Context) => {
+        try {
+          await ctx.sse.pipe(failing())
+        } catch {
+          ctx.status = 502
+          ctx.body = 'upstream failed'
+        }
+      })
+      expect(await answer(url)).to.deep.include({ status: 502, body: 'upstream failed', cut: false })
+      expect(size()).to.equal(0)
+    })
+
+    it('is heard, when a source ended at once, or the stream was closed', async () => {
+      const { url, size } = await serveOn(async (ctx: Context) => {
+        if (ctx.path === '/close') {
+          await using stream = ctx.sse
+          await stream.send('x')
+        } else await ctx.sse.pipe(['a', 'b'])
+        ctx.body = { ok: true }
+      })
+      for (const path of ['/', '/close']) expect(await answer(url + path)).to.include({ status: 200, body: '{"ok":true}' })
+      expect(size()).to.equal(0)
+    })
+
+    it('is heard, when middleware between sse() and it does so', async () => {
+      const { url } = await serveOn(
+        async (ctx, next) => {
+          await next()
+          ctx.body = { wrapped: true }
+        },
+        (ctx: Context) => ctx.sse.pipe(['a']),
+      )
+      expect(await answer(url)).to.include({ status: 200, body: '{"wrapped":true}' })
+    })
+
+    for (let microtasks = 0; microtasks < 20; microtasks++) {
+      it(`gets an end in any case: 204 after ${microtasks} microtasks`, async () => {
+        const { url, size } = await serveOn(async (ctx: Context) => {
+          ctx.sse.open()
+          for (let i = 0; i < microtasks; i++) await Promise.resolve()
+          ctx.status = 204
+        })
+        expect(await answer(url)).to.include({ status: 204, body: '' })
+        await until(() => size() === 0)
+      })
+    }
+
+    it('gets a cut when it does so as Koa has been told that somebody else responds', async () => {
+      const { url, size } = await serveOn(async (ctx: Context) => {
+        ctx.sse.open()
+        // Koa looks at this last of all.
+        const { respond } = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(ctx), 'respond')
+          ? { respond: Object.getOwnPropertyDescriptor(Object.getPrototypeOf(ctx), 'respond')! }
+          : { respond: Object.getOwnPropertyDescriptor(ctx.app.context, 'respond')! }
+        Object.defineProperty(ctx, 'respond', {
+          configurable: true,
+          get() {
+            const answered: unknown = respond.get!.call(ctx)
+            if (answered === false) ctx.body = 'too late'
+            return answered
+          },
+        })
+      })
+      await answer(url).then(
+        ({ cut, body }) => expect([cut, body.includes('too late')]).to.deep.equal([true, false]),
+        (error: { code: string }) => expect(error.code).to.equal('ECONNRESET'),
+      )
+      await until(() => size() === 0)
+    })
+
+    it('may set a length: it is taken off, or the stream would be cut short', async () => {
+      const { url } = await serveOn(async (ctx: Context) => {
+        void ctx.sse.send('a')
+        ctx.length = 4
+        setTimeout(() => ctx.sse.close(), 10)
+      })
+      expect(await answer(url)).to.include({ status: 200, body: ':\n\ndata: a\n\n', cut: false })
+    })
+  })
+}
+
+describe("a handler that fails while a pipe with head: 'first-event' waits", () => {
+  for (const kind of ['always ready', 'slow'] as const) {
+    it(`answers with its failure, and a source that is ${kind} is released`, async () => {
+      const began = signalled()
+      const over = signalled()
+      let released = false
+      let piped: Promise<void> | undefined
+      const { url, app } = await startWith({}, ctx => {
+        piped = ctx.sse.pipe(
+          async function* () {
+            try {
+              began.go()
+              await over.promise
+              for (;;) {
+                yield 'x'
+                if (kind === 'slow') await new Promise(resolve => setImmediate(resolve))
+              }
+            } finally {
+              released = true
+            }
+          },
+          { head: 'first-event' },
+        )
+        ctx.throw(400)
+      })
+      expect(await answer(url)).to.include({ status: 400, body: 'Bad Request' })
+      await began.promise
+      over.go()
+      await until(() => released)
+      await piped
+      expect(app.errors).to.have.lengthOf.at.most(1)
+    })
+  }
+
+  it('aborts its signal; an outer error handler that streams gets another', async () => {
+    let first: AbortSignal | undefined
+    let second: AbortSignal | undefined
+    const outer: Middleware = async (ctx, next) => {
+      try {
+        await next()
+      } catch {
+        await (ctx as Context).sse.pipe(signal => {
+          second = signal
+          return [`aborted: ${signal.aborted}`]
+        })
+      }
+    }
+    const { url } = await startWith(
+      {},
+      ctx => {
+        void ctx.sse.pipe(
+          signal => {
+            first = signal
+            return new Promise<string[]>(() => {})
+          },
+          { head: 'first-event' },
+        )
+        ctx.throw(400)
+      },
+      outer,
+    )
+    expect((await answer(url)).body).to.include('data: aborted: false')
+    expect([first!.aborted, first === second]).to.deep.equal([true, false])
+  })
+
+  it('keeps its answer, though a pipe or a task that it left behind has something to say meanwhile', async () => {
+    const said = signalled()
+    const outer: Middleware = async (ctx, next) => {
+      try {
+        await next()
+      } catch (error) {
+        ctx.status = (error as { status: number }).status
+        ctx.body = { error: 'no' }
+        await said.promise
+      }
+    }
+    let sent: boolean | undefined
+    const { url } = await startWith(
+      {},
+      ctx => {
+        void ctx.sse.pipe(
+          async function* () {
+            await sleep(5)
+            yield 'secret'
+          },
+          { head: 'first-event' },
+        )
+        setTimeout(() => {
+          void ctx.sse.send('secret').then(result => {
+            sent = result
+            said.go()
+          })
+        }, 10)
+        ctx.throw(401)
+      },
+      outer,
+    )
+    expect(await answer(url)).to.include({ status: 401, body: '{"error":"no"}' })
+    expect(sent).to.equal(false)
+  })
+})
+
+describe("a source of a pipe with head: 'first-event' that fails", () => {
+  it('is an HTTP error, whatever status the handler had set before', async () => {
+    const { url } = await startWith({}, ctx => {
+      ctx.status = 201
+      void ctx.sse.pipe(failing(Object.assign(new Error('upstream'), { status: 429 })), { head: 'first-event' })
+    })
+    expect(await answer(url)).to.include({ status: 429, body: 'Too Many Requests' })
+  })
+
+  it('is one too when it fails with nothing', async () => {
+    const { url } = await startWith({}, ctx => {
+      void ctx.sse.pipe(failing(null), { head: 'first-event' })
+    })
+    expect(await answer(url)).to.include({ status: 500 })
+  })
+
+  it('takes the others along that wait like it', async () => {
+    let released = false
+    const { url, app } = await startWith({}, ctx => {
+      void ctx.sse.pipe(failing(), { head: 'first-event' })
+      void ctx.sse.pipe(
+        (async function* () {
+          try {
+            await sleep(20)
+            yield 'b'
+          } finally {
+            released = true
+          }
+        })(),
+        { head: 'first-event' },
+      )
+    })
+    expect(await answer(url)).to.include({ status: 500 })
+    await until(() => released)
+    expect(app.errors).to.have.lengthOf(1)
+  })
+
+  it('leaves what the handler answers then, and what it pipes in its place', async () => {
+    const { url } = await startWith({}, async ctx => {
+      await ctx.sse.pipe(failing(), { head: 'first-event' }).catch(() => ctx.sse.pipe(['instead'], { head: 'first-event' }))
+    })
+    expect(await answer(url)).to.include({ status: 200, body: ':\n\ndata: instead\n\n', cut: false })
+  })
+})
+
+describe('an error that is no consequence of how the stream ended', () => {
+  it('is Koa’s, when the handler closed before it opened', async () => {
+    const { url, app } = await startWith({}, ctx => {
+      ctx.sse.close()
+      throw Object.assign(new Error('db'), { code: 'ECONNRESET' })
+    })
+    expect(await answer(url)).to.include({ status: 500 })
+    expect(app.errors).to.have.lengthOf(1)
+  })
+
+  it('is told, when the server had closed the stream', async () => {
+    const { url, app } = await startWith({}, async ctx => {
+      await ctx.sse.send('x')
+      ctx.sse.close()
+      throw Object.assign(new Error('redis gone'), { code: 'ECONNRESET' })
+    })
+    expect(await answer(url)).to.include({ status: 200, cut: false })
+    await until(() => app.errors.length === 1)
+  })
+
+  it('is told, when the client had left before the handler opened', async () => {
+    const over = signalled()
+    const { url, app, arrived } = await startWith({}, async ctx => {
+      await once(ctx.req.socket, 'close')
+      expect(await ctx.sse.send('x')).to.equal(false)
+      await over.promise
+      throw new Error('own bug')
+    })
+    const request = get(url, { agent: false }).on('error', () => {})
+    await arrived
+    request.destroy()
+    await sleep(20)
+    over.go()
+    await until(() => app.errors.length === 1)
+    expect(app.errors[0]).to.have.property('message', 'own bug')
+  })
+
+  it('is told, when it is outer middleware’s, and the client has left meanwhile', async () => {
+    const over = signalled()
+    const { url, app, arrived } = await startWith(
+      {},
+      ctx => void ctx.sse.open(),
+      async (_ctx, next) => {
+        await next()
+        await over.promise
+        throw new Error('outer bug')
+      },
+    )
+    const request = get(url, { agent: false }).on('error', () => {})
+    const ctx = await arrived
+    const closed = ctx.sse.closed
+    request.destroy()
+    expect(await closed).to.equal('client')
+    over.go()
+    await until(() => app.errors.length === 1)
+    expect(app.errors[0]).to.have.property('message', 'outer bug')
+  })
+})
+
+describe('several pipes into one stream', () => {
+  it('never end it as slow: each waits when there is no room', async () => {
+    const big = 'y'.repeat(400_000)
+    const { url, arrived } = await startWith({}, async ctx => {
+      ctx.sse.open()
+      await sleep(5)
+      await Promise.all(Array.from({ length: 4 }, async () => ctx.sse.pipe(Array(5).fill(big) as string[], { end: false })))
+      ctx.sse.close()
+    })
+    const client = await connect(url)
+    const { sse: stream } = await arrived
+    for (let i = 0; i < 20; i++) expect((await client.event()).data).to.equal(big)
+    expect(await stream.closed).to.equal('closed')
+  })
+})
+
+describe('a source', () => {
+  const piped = async (source: Source<never>, options: SseOptions = {}): Promise<{ error: unknown; stream: EventStream }> => {
+    let outcome: unknown
+    const { url, arrived } = await startWith(options, ctx => {
+      outcome = ctx.sse.pipe(source as Source).then(
+        () => undefined,
+        (error: unknown) => error,
+      )
+    })
+    await answer(url)
+    const { sse: stream } = await arrived
+    return { error: await outcome, stream }
+  }
+
+  for (const [what, make] of Object.entries({
+    'is being destroyed': () => {
+      const source = new Readable({ read() {} })
+      source.destroy(new Error('early'))
+      return source
+    },
+    'cannot be made': () => new Readable({ construct: callback => callback(new Error('early')), read() {} }),
+  })) {
+    it(`that is a function of a Readable which ${what} fails like any other, and ends no process`, async () => {
+      expect((await piped(make as never)).error).to.have.property('message', 'early')
+    })
+  }
+
+  it('is returned once, and not at all when it has thrown', async () => {
+    let returns = 0
+    const items = (next: () => Promise<IteratorResult<string>>): AsyncIterable<string> => ({
+      [Symbol.asyncIterator]: () => ({
+        next,
+        return: async () => {
+          returns++
+          return { done: true, value: undefined }
+        },
+      }),
+    })
+    await piped(items(() => Promise.reject(new Error('own'))) as never)
+    expect(returns).to.equal(0)
+    const owed = signalled()
+    const { url, arrived } = await startWith({}, ctx => {
+      void ctx.sse.pipe(
+        items(async () => {
+          await owed.promise
+          return { done: false, value: 'late' }
+        }),
+      )
+    })
+    const client = await connect(url)
+    const ctx = await arrived
+    client.rst()
+    expect(await ctx.sse.closed).to.equal('client')
+    owed.go()
+    await sleep(5)
+    expect(returns).to.equal(1)
+  })
+
+  it('is returned when it has ended its own stream, though it is running then', async () => {
+    let released = false
+    const { url } = await startWith({}, ctx => {
+      void ctx.sse.pipe(
+        (function* () {
+          try {
+            ctx.sse.close()
+            for (;;) yield 'never'
+          } finally {
+            released = true
+          }
+        })(),
+      )
+    })
+    await answer(url)
+    expect(released).to.equal(true)
+  })
+
+  it('that cannot be iterated is nobody’s news where it is not read', async () => {
+    const source = {
+      [Symbol.iterator]: () => {
+        throw new Error('no iterator')
+      },
+    }
+    let outcome: unknown = 'none'
+    const { url } = await startWith({}, async ctx => {
+      ctx.sse.open().close()
+      outcome = await ctx.sse.pipe(source)
+    })
+    await answer(url)
+    expect(outcome).to.equal(undefined)
+  })
+})
+
+describe('encode()', () => {
+  it('knows three newlines', () => {
+    for (const newline of ['x', '', null, 5]) expect(() => encode('a', newline as never)).to.throw(TypeError, 'newline')
+  })
+})
