@@ -12,7 +12,11 @@ const NOTES = 50
 const AWAY = 2_000
 
 // A client has a channel of its own, too, by which the server finds its stream.
-const tab = (ctx: Context): string => `tab:${String(ctx.query['tab'])}`
+const tab = (ctx: Context): string => {
+  const { tab: name } = ctx.query
+  if (typeof name !== 'string' || !/^[\w-]{1,50}$/.test(name)) return ctx.throw(400, 'tab must be a short name')
+  return `tab:${name}`
+}
 
 /** Notes that everybody sees. The hub keeps so few that the page can show what becomes of a client that has missed more. */
 export const board = (hub: Hub = new Hub({ history: { events: 20 } }), streams: SseMiddleware = sse()): Router => {

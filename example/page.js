@@ -345,8 +345,7 @@ const board = () => {
       return joined(false)
     }
     join.disabled = true
-    await connect()
-    join.disabled = false
+    await connect().finally(() => (join.disabled = false))
     joined(true)
   })
   view.button('cut', () => post(`/board/cut?tab=${tab}`))

@@ -15,7 +15,7 @@ export let coreOf: (stream: EventStream) => StreamCore
 /**
  * One client's open response: `ctx.sse`.
  *
- * It opens at the first `send`, `comment`, `pipe` or `open`. Until then the handler is an ordinary Koa handler. Once open it stays
+ * It opens at the first `send`, `comment`, `pipe`, `open` or subscription to a hub. Until then the handler is an ordinary Koa handler. Once open it stays
  * so, whether or not the handler returns, until `close()`, the end of a piped source, or the client.
  *
  * Made by `sse()` only. For methods of your own, give `sse()` a subclass as its `Stream`.
@@ -38,7 +38,8 @@ export class EventStream {
    * Without `await`, up to `maxBuffer` bytes may wait; past that the stream ends, reason `slow`.
    *
    * @returns true when it was written and there is room for more, which takes as long as the client takes to read; false when the stream had ended.
-   * @throws TypeError at once for a wrong event (see {@link encode}); nothing is written, and the stream is unharmed.
+   * @throws TypeError at once for a wrong event (see {@link encode}); nothing is written, and the stream is unharmed. Where it opens the
+   * stream, what {@link open} throws.
    */
   send(event: string | SseEvent): Promise<boolean> {
     return this.#core.send(encode(event, this.#core.newline), true)
@@ -57,7 +58,7 @@ export class EventStream {
    *
    * @returns a promise that resolves when the source has ended or was released. It rejects with the failure of the source, or a
    * `TypeError` for an item that is no event; then the stream ends too, reason `error`, whether or not anybody looks at the promise.
-   * @throws TypeError at once for what is no source, or wrong options.
+   * @throws TypeError at once for what is no source, or wrong options; and what {@link open} throws, which with `head: 'first-event'` is a rejection.
    */
   pipe(source: Source, options?: PipeOptions<never> & { map?: undefined }): Promise<void>
   pipe<T>(source: Source<T>, options: MappedPipeOptions<T>): Promise<void>

@@ -6,12 +6,13 @@ import type { Outlet } from './outlet.ts'
  * Why a stream ended.
  *
  * - `client`: the client left.
- * - `closed`: `close()`, the end of a piped source, or outer middleware that answered otherwise.
- * - `error`: the handler, a source or outer middleware failed.
+ * - `closed`: `close()`, `hub.disconnect()`, the end of a piped source or of `body`, HEAD, a client that was turned away, or outer
+ *   middleware that answered otherwise.
+ * - `error`: the handler, a source, outer middleware, or what wraps `body` failed.
  * - `slow`: more than `maxBuffer` bytes would have waited.
  * - `stalled`: the client read nothing for `stallTimeout`.
  * - `expired`: `maxAge` was reached.
- * - `shutdown`: the middleware's `close()`.
+ * - `shutdown`: the middleware's `close()`, or the hub's.
  */
 export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
 

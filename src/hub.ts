@@ -78,10 +78,11 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
 
   /**
    * Publishes an event to a channel, in every process. Un-awaited calls keep their order. Nobody needs to be subscribed: the
-   * event is kept for those who come back.
+   * event is kept for those who come back: best under the broker's id, since one of its own is found only while the event is in the
+   * window, and if no other there has the same.
    *
    * @returns the id under which it is delivered: the event's own, or the broker's. Resolves once the broker has it.
-   * @throws TypeError at once for a bad channel or event; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`.
+   * @throws TypeError at once for a bad channel or event, `id: ''` too; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`.
    * It rejects as the broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
    */
   publish<C extends Channel<Events>>(channel: C, event: EventOf<Events[C]>): Promise<string> {
@@ -126,7 +127,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    *
    * An empty list subscribes to broadcasts alone.
    *
-   * @returns the subscription, once its place is known to be asked for. It ends with the stream.
+   * @returns the subscription; events follow as soon as the broker has started. It ends with the stream. Past `maxSubscribers` with
+   * `whenFull: 'retry'` the stream has ended.
    * @throws TypeError at once for what is no stream, a stream that is subscribed already, a bad channel or filter; RangeError past `maxChannels`. Rejects with what
    * `ctx.throw(503)` throws past `maxSubscribers`, and with `ERR_SSE_NOT_OPEN` for a stream that has ended.
    */
@@ -210,7 +212,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
 
   /**
    * The newest id in the log. Put it into a page beside the state that it shows, and connect with `?lastEventId=…`: nothing is
-   * missed between the two. Undefined before the broker has started.
+   * missed between the two. Undefined before the broker has started, and after {@link close}.
    */
   get position(): string | undefined {
     return this.#closing === undefined ? this.#delivery.log.position : undefined

@@ -13,7 +13,7 @@ import { checkSseOptions, type Settings, type SseOptions } from './sse-options.t
 
 /** What `sse()` adds to Koa's context. */
 export interface SseContext {
-  /** This request's event stream. It opens at the first `send`, `comment`, `pipe` or `open`. */
+  /** This request's event stream. It opens at the first `send`, `comment`, `pipe`, `open` or subscription to a hub. */
   sse: EventStream
 }
 
@@ -26,7 +26,12 @@ export interface SseMiddleware {
   (ctx: ExtendableContext & SseContext, next: Next): Promise<void>
   /** Streams open through this middleware now. */
   readonly size: number
-  /** Ends them all, and resolves when the last response is over, or after `graceMs`. New streams get 503 with `Retry-After`. */
+  /**
+   * Ends them all, and resolves when the last response is over, or after `graceMs`. New streams get 503 with `Retry-After`. Called
+   * again, it returns the same promise.
+   *
+   * @throws TypeError or RangeError at once for wrong options; then nothing is closed.
+   */
   close(options?: CloseOptions): Promise<void>
 }
 

@@ -89,7 +89,7 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** From now on bytes go past the body, into the response. */
   goDirect(): void {
-    this.#sink = this.#res
+    this.#leadTo(this.#res)
     if (claimChunks(this.#res)) this.#chunks = this.#res
     this.#flush()
   }
@@ -156,7 +156,7 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** From now on bytes go through it, and there is room for more now. */
   bodyRead(): void {
-    if (this.#sink === undefined) this.#sink = this.body
+    if (this.#sink === undefined) this.#leadTo(this.body)
     if (this.#sink === this.body && this.#blockedBy !== 'turn') this.#unblock()
   }
 
@@ -183,6 +183,12 @@ export class Outlet implements BodyOwner, Gatherer {
   /** Bytes that Node holds. */
   get #queued(): number {
     return this.body.writableLength + this.body.readableLength + this.#res.writableLength
+  }
+
+  #leadTo(sink: PassThrough | Response): void {
+    this.#sink = sink
+    // Set since the stream opened, it would cut that short.
+    if (!this.#res.headersSent) this.#res.removeHeader('Content-Length')
   }
 
   #gathered(): void {

@@ -13,7 +13,6 @@ interface RespondingContext {
   readonly status: number
   readonly writable: boolean
   readonly res: Response
-  remove(header: string): void
   [OUTLET]?: Outlet | null | undefined
 }
 
@@ -63,8 +62,6 @@ const goDirect = (ctx: RespondingContext, outlet: Outlet): void => {
     return
   }
   ctx[OUTLET] = null
-  // Set since the stream opened, it would cut that short.
-  ctx.remove('Content-Length')
   outlet.goDirect()
 }
 

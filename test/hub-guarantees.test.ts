@@ -173,6 +173,50 @@ describe('two hubs that share a stream', () => {
   })
 })
 
+describe('a stream that joins in the middle of a delivery', () => {
+  it('has that event in its position, and is not given it again', async () => {
+    const hub = makeHub()
+    const streams: EventStream[] = []
+    const app = koa(sse(), async ctx => {
+      streams.push(ctx.sse)
+      if (ctx.path === '/') {
+        await hub.subscribe(ctx.sse, 'a', {
+          filter: () => {
+            if (hub.count() === 1) void hub.subscribe(streams[1]!, 'a')
+            return true
+          },
+        })
+      } else ctx.sse.open()
+    })
+    const { url } = await serve(app)
+    const first = await connect(url)
+    await first.event()
+    const second = await connect(`${url}/later`)
+    await until(() => streams.length === 2)
+    const id = await hub.publish('a', '1')
+    expect(await first.take(1)).to.deep.equal(['1'])
+    expect(await second.event()).to.include({ event: 'stream-position', id })
+    await hub.publish('a', '2')
+    expect(await second.take(1)).to.deep.equal(['2'])
+  })
+})
+
+describe('a client that has missed more than can be replayed at once', () => {
+  it('gets up to 5 000 events of the broker; past that it is reset', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker, history: { events: 1 } })
+    const { open } = await serveHub(hub)
+    for (let i = 0; i < 5_200; i++) broker.add({ id: `s-${i + 1}`, channel: 'other', event: { data: 'x' } })
+    const near = await open('s-300')
+    await until(() => broker.reads > 40)
+    const far = await open('s-0')
+    expect(await far.event()).to.include({ event: 'stream-reset', data: '{"reason":"trimmed"}' })
+    await hub.publish('a', 'live')
+    expect(await near.take(1)).to.deep.equal(['live'])
+    expect(hub.stats().resets).to.deep.equal({ trimmed: 1 })
+  })
+})
+
 describe('a stream that is subscribed again', () => {
   const serveStreams = async (): Promise<{ url: string; streams: EventStream[] }> => {
     const streams: EventStream[] = []

@@ -198,7 +198,9 @@ for (const [version, koa] of VERSIONS) {
       })
 
       it('lets a client that wants the connection closed after the stream have it so', async () => {
-        const { port } = await serve(koa(sse(), ctx => ctx.sse.pipe(['one'])))
+        const { port, server } = await serve(koa(sse(), ctx => ctx.sse.pipe(['one'])))
+        // Or Node would close it by itself, in time.
+        server.keepAliveTimeout = 0
         const received = await raw(port, 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
         expect(received).to.match(/\r\n0\r\n\r\n$/)
       })

@@ -693,6 +693,14 @@ describe('sse(options)', () => {
       })
     }
 
+    it('that is async and fails counts as nothing, and ends no process', async () => {
+      const { client, errors } = await answer({ onError: (async () => Promise.reject(new Error('async'))) as never })
+      // An unhandled rejection fails the test by then.
+      await new Promise(resolve => setImmediate(resolve))
+      expect(client.events.map(event => event.data)).to.deep.equal(['first'])
+      expect(errors).to.deep.equal([boom])
+    })
+
     for (const [does, onError] of [
       ['returns rubbish', () => 7 as never],
       [

@@ -123,7 +123,8 @@ server.on('connection', socket => {
   socket.on('close', () => connections.delete(socket))
 })
 const listeners = () => [process, server, app].map(emitter => emitter.eventNames().map(name => [String(name), emitter.listenerCount(name)]))
-const resources = () => process.getActiveResourcesInfo().toSorted()
+// Modules are read as they are needed.
+const resources = () => process.getActiveResourcesInfo().filter(name => name !== 'FSReqCallback').toSorted()
 
 const answers = {
   count: () => ({ arrived, connections: connections.size, open: streams.size, timers: timers.size, left: [...connections].map(({ path }) => path).join() }),
