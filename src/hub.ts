@@ -127,8 +127,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    *
    * An empty list subscribes to broadcasts alone.
    *
-   * @returns the subscription; events follow as soon as the broker has started. It ends with the stream. Past `maxSubscribers` with
-   * `whenFull: 'retry'` the stream has ended.
+   * @returns the subscription; events follow as soon as the broker has started. It ends with the stream. Past `maxSubscribers`,
+   * where a 503 comes too late or `whenFull` is `'retry'`, the stream has ended.
    * @throws TypeError at once for what is no stream, a stream that is subscribed already, a bad channel or filter; RangeError past `maxChannels`. Rejects with what
    * `ctx.throw(503)` throws past `maxSubscribers`, and with `ERR_SSE_NOT_OPEN` for a stream that has ended.
    */

@@ -35,6 +35,7 @@ export class MemoryBroker implements Broker {
 
   async start(sink: BrokerSink): Promise<void> {
     this.#throwIfClosed()
+    if (this.#sink !== undefined) throw new TypeError('This MemoryBroker has a hub already: make one for each')
     this.#sink = sink
     const { floorId } = this.#log
     if (floorId !== undefined) sink.position(floorId)

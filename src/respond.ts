@@ -19,6 +19,9 @@ interface RespondingContext {
 // Koa answers these without a body.
 const EMPTY = new Set([204, 205, 304])
 
+// So long middleware may take that has read `ctx.respond` before Koa does.
+const UNANSWERED = 2_000
+
 /**
  * Lets the bytes go straight into the response where Koa would pipe the body into it, which would cost a pipeline's
  * listeners, 8 KB, for every stream.
@@ -58,14 +61,17 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
 const goDirect = (ctx: RespondingContext, outlet: Outlet): void => {
   if (ctx[OUTLET] !== outlet) return
   if (!isOurs(ctx, outlet)) {
-    setImmediate(giveUp, ctx, outlet)
+    setTimeout(giveUp, UNANSWERED, ctx, outlet).unref()
     return
   }
   ctx[OUTLET] = null
   outlet.goDirect()
 }
 
-/** The body was replaced after Koa had been told that somebody else responds. If that was Koa, nobody does, and the client is to come back. */
+/**
+ * The body was replaced after somebody had been told that Koa need not respond. If that was Koa, nobody responds, and the client is to come
+ * back; if it was middleware, Koa has looked again by now.
+ */
 const giveUp = (ctx: RespondingContext, outlet: Outlet): void => {
   if (ctx[OUTLET] === outlet && ctx.writable && !ctx.res.headersSent) destroy(ctx.res)
 }

@@ -52,3 +52,13 @@ export class SharedEvent {
     return this.#view
   }
 }
+
+let last = { event: '', id: '', data: '', newline: '\n', text: '' }
+
+/** What one subscription is told, and not published; a crowd that comes at once, or is reset, is told the same. */
+export const notice = (event: string, id: string, data: string, newline: Newline): string => {
+  if (last.event !== event || last.id !== id || last.data !== data || last.newline !== newline) {
+    last = { event, id, data, newline, text: encode({ event, id, data }, newline) }
+  }
+  return last.text
+}

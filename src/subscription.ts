@@ -1,9 +1,9 @@
 import type { BrokerEntry } from './broker.ts'
-import { encode, type Newline } from './event.ts'
+import type { Newline } from './event.ts'
 import { coreOf, type EventStream } from './event-stream.ts'
 import type { Feed } from './exchange.ts'
 import type { Log } from './log.ts'
-import { SharedEvent, type HubEvent } from './shared-event.ts'
+import { notice, SharedEvent, type HubEvent } from './shared-event.ts'
 import type { StreamCore } from './stream-core.ts'
 
 /** A stream's place in a hub. */
@@ -16,7 +16,7 @@ export interface Subscription {
 
 /** How {@link Subscription | a subscription} begins, and what it lets through. */
 export interface SubscribeOptions {
-  /** Decides, for live and replayed events alike, what this stream gets. One that throws drops the event, and the hub emits 'error'. */
+  /** Decides, for live and replayed events alike, what this stream gets. One that throws, or returns a promise, drops the event, and the hub emits 'error'. */
   filter?: ((event: HubEvent) => boolean) | undefined
   /** `false`: a Last-Event-ID is ignored. Default `true`. */
   replay?: boolean | undefined
@@ -50,16 +50,6 @@ export interface Home {
 
 // A client that has missed more than this reads the state again sooner than the history.
 const MAX_REPLAY = 5_000
-
-let last = { event: '', id: '', data: '', newline: '\n', text: '' }
-
-/** What one subscription is told, and not published; a crowd that comes at once, or is reset, is told the same. */
-const notice = (event: string, id: string, data: string, newline: Newline): string => {
-  if (last.event !== event || last.id !== id || last.data !== data || last.newline !== newline) {
-    last = { event, id, data, newline, text: encode({ event, id, data }, newline) }
-  }
-  return last.text
-}
 
 /**
  * A cursor over the hub's log, and the channels that it stops at.
@@ -280,7 +270,13 @@ export class Subscriber implements Subscription, Feed {
 
   #passes(event: SharedEvent): boolean {
     try {
-      return this.#filter!(event.view)
+      const passes: unknown = this.#filter!(event.view)
+      // It would let everything through.
+      if (passes instanceof Promise) {
+        passes.catch(() => {})
+        throw new TypeError('Expected `filter` to return a boolean, got a promise: look up what it needs before you subscribe')
+      }
+      return Boolean(passes)
     } catch (error) {
       this.#home.error(error)
       return false

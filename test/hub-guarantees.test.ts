@@ -352,6 +352,42 @@ describe('a broker that is somebody else’s', () => {
   })
 })
 
+describe('a filter that is async', () => {
+  it('lets nothing through, and the hub says why', async () => {
+    const hub = makeHub()
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    const app = koa(
+      sse(),
+      hub.subscriber('a', {
+        filter: (async () => {
+          throw new Error('forbidden')
+        }) as never,
+      }),
+    )
+    const client = await connect((await serve(app)).url)
+    await client.event()
+    await hub.publish('a', 'secret')
+    expect(errors).to.have.lengthOf(1)
+    expect(errors[0]).to.be.an.instanceOf(TypeError)
+    await hub.close({ event: 'bye' })
+    expect(await client.take(1)).to.deep.equal(['bye'])
+  })
+})
+
+describe('a MemoryBroker that has a hub', () => {
+  it('takes no second one: the first would get nothing any more', async () => {
+    const broker = new MemoryBroker()
+    const hub = makeHub({ broker })
+    await hub.publish('a', 'x')
+    const other = makeHub({ broker })
+    const error: unknown = await other.publish('a', 'y').catch((cause: unknown) => cause)
+    expect(error).to.have.property('code', 'ERR_SSE_BROKER_UNAVAILABLE')
+    await hub.publish('a', 'z')
+    expect(hub.stats().published).to.equal(2)
+  })
+})
+
 describe('hub.close() and new MemoryBroker()', () => {
   it('refuse wrong options, at any time', async () => {
     const hub = makeHub()
