@@ -1,3 +1,5 @@
+import { inspect } from 'node:util'
+
 /** Every `code` that an {@link SseError} can have. Codes are API; messages are not. */
 export type SseErrorCode =
   | 'ERR_SSE_NOT_OPEN'
@@ -22,3 +24,6 @@ export class SseError extends Error {
     this.code = code
   }
 }
+
+/** What was thrown, as an Error. */
+export const toError = (thrown: unknown): Error => (thrown instanceof Error ? thrown : new Error(`non-error thrown: ${inspect(thrown)}`))

@@ -46,8 +46,6 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   readonly #publisher: Publisher
   readonly #maxSubscribers: number
   readonly #maxChannels: number
-  /** Streams that go on without a subscription that they had, and whether that had sent all it was to. */
-  readonly #left = new WeakMap<EventStream, 'live' | 'behind'>()
   #ready = false
   #closing: Promise<void> | undefined
 
@@ -61,7 +59,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       ...rest,
       broker: this.#broker,
       members: this.#members,
-      onLeft: subscriber => this.#unsubscribed(subscriber),
+      onLeft: subscriber => this.#tell('unsubscribe', subscriber),
       onError: error => this.#error(error),
     })
     const started = this.#start()
@@ -256,7 +254,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       throw closedError()
     }
     // Its Last-Event-ID is where it was before its first subscription.
-    const before = this.#left.get(stream)
+    const before = this.#members.before(stream)
     const subscriber = new Subscriber(stream, channels, before === undefined ? begin : { ...begin, replay: false }, this.#delivery)
     if (this.#members.size >= this.#maxSubscribers) {
       coreOf(stream).turnAway(false)
@@ -268,12 +266,6 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     if (before === 'behind') subscriber.gap('slow')
     if (this.#ready) subscriber.join()
     return subscriber
-  }
-
-  #unsubscribed(subscriber: Subscriber): void {
-    const { stream, state } = subscriber
-    if (state !== 'new' && coreOf(stream).isOpen) this.#left.set(stream, state)
-    this.#tell('unsubscribe', subscriber)
   }
 
   #tell(name: 'subscribe' | 'unsubscribe', subscriber: Subscriber): void {

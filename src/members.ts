@@ -1,10 +1,13 @@
-import type { EventStream } from './event-stream.ts'
+import { coreOf, type EventStream } from './event-stream.ts'
 import type { Subscriber } from './subscription.ts'
 
 /** A hub's subscribers, by stream and by channel. */
 export class Members {
   readonly #byStream = new Map<EventStream, Subscriber>()
   readonly #byChannel = new Map<string, Set<Subscriber>>()
+
+  /** Streams that go on without a subscription that they had, and whether that had sent all it was to. */
+  readonly #before = new WeakMap<EventStream, 'live' | 'behind'>()
 
   get size(): number {
     return this.#byStream.size
@@ -35,6 +38,11 @@ export class Members {
     return this.#byStream.has(stream)
   }
 
+  /** What an open stream's last subscription left behind, if it had one that began. */
+  before(stream: EventStream): 'live' | 'behind' | undefined {
+    return this.#before.get(stream)
+  }
+
   add(subscriber: Subscriber): void {
     this.#byStream.set(subscriber.stream, subscriber)
     for (const channel of subscriber.channels) {
@@ -46,8 +54,10 @@ export class Members {
 
   /** False when it was none. */
   remove(subscriber: Subscriber): boolean {
-    if (this.#byStream.get(subscriber.stream) !== subscriber) return false
-    this.#byStream.delete(subscriber.stream)
+    const { stream, state } = subscriber
+    if (this.#byStream.get(stream) !== subscriber) return false
+    this.#byStream.delete(stream)
+    if (state !== 'new' && coreOf(stream).isOpen) this.#before.set(stream, state)
     for (const channel of subscriber.channels) {
       const members = this.#byChannel.get(channel)
       members?.delete(subscriber)

@@ -1,5 +1,5 @@
-import { inspect } from 'node:util'
 import type { Context, ExtendableContext, Next } from 'koa'
+import { toError } from './errors.ts'
 import { encode, type SseEvent } from './event.ts'
 import { coreOf, type EventStream } from './event-stream.ts'
 import { follows, type Answer, type Exchange } from './exchange.ts'
@@ -131,7 +131,7 @@ class KoaExchange implements Exchange<StreamCore> {
   report(error: unknown): string | undefined {
     const ctx = this.#ctx
     // Koa's own words for what is no error; its default handler throws at one.
-    ctx.app.emit('error', error instanceof Error ? error : new Error(`non-error thrown: ${inspect(error)}`), ctx)
+    ctx.app.emit('error', toError(error), ctx)
     try {
       const last: unknown = this.settings.onError?.(error, ctx)
       // An async one is a mistake that must not end the process.

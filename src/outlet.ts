@@ -96,21 +96,17 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** Takes `text`, or says that it `overflowed`. A promise means: there is no room for more until it resolves. */
   write(text: string): Promise<void> | undefined {
-    const size = this.hasRoom ? text.length : Buffer.byteLength(text)
+    const size = this.#sizeOf(text)
     if (!this.hasRoom && this.waiting + size > this.#maxBuffer) {
       this.on('overflowed')
       return
     }
-    this.#backlog.addText(text, size)
-    this.#gathered()
-    return this.#roomLater()
+    return this.#add(text, size)
   }
 
   /** The same with text that was asked for when there was room: it is taken in any case. */
   take(text: string): Promise<void> | undefined {
-    this.#backlog.addText(text, this.hasRoom ? text.length : Buffer.byteLength(text))
-    this.#gathered()
-    return this.#roomLater()
+    return this.#add(text, this.#sizeOf(text))
   }
 
   /** Takes text of the library's own, in any case. False means: there is no room for more until `room`. */
@@ -183,6 +179,17 @@ export class Outlet implements BodyOwner, Gatherer {
   /** Bytes that Node holds. */
   get #queued(): number {
     return this.body.writableLength + this.body.readableLength + this.#res.writableLength
+  }
+
+  /** As it counts in the backlog. */
+  #sizeOf(text: string): number {
+    return this.hasRoom ? text.length : Buffer.byteLength(text)
+  }
+
+  #add(text: string, size: number): Promise<void> | undefined {
+    this.#backlog.addText(text, size)
+    this.#gathered()
+    return this.#roomLater()
   }
 
   #leadTo(sink: PassThrough | Response): void {

@@ -1,3 +1,4 @@
+import { toError } from './errors.ts'
 import type { SseEvent } from './event.ts'
 import type { Answer } from './exchange.ts'
 import { Drain, type Sink, type Source } from './source.ts'
@@ -69,7 +70,7 @@ export class Pipes {
     if (body !== this.#before?.body || status !== this.#before?.status) return
     const { error } = this.#failure
     // Koa takes nothing for no error.
-    throw error ?? new Error(`non-error thrown: ${String(error)}`)
+    throw error ?? toError(error)
   }
 
   stop(): void {

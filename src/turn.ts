@@ -21,27 +21,20 @@ export const gather = (gatherer: Gatherer): void => {
 export const afterMicrotasks = (callback: () => void): void => queueMicrotask(() => process.nextTick(callback))
 
 let turn = 0
-let counted = false
-
-/** The number of this turn. */
-export const thisTurn = (): number => {
-  if (!counted) {
-    counted = true
-    setImmediate(() => {
-      turn++
-      counted = false
-    })
-  }
-  return turn
-}
-
 let next: Promise<void> | undefined
 
 /** Resolves when the event loop has had its turn. */
 export const nextTurn = (): Promise<void> =>
   (next ??= new Promise(resolve => {
     setImmediate(() => {
+      turn++
       next = undefined
       resolve()
     })
   }))
+
+/** The number of this turn. */
+export const thisTurn = (): number => {
+  void nextTurn()
+  return turn
+}

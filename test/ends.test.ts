@@ -1,17 +1,15 @@
 import { once } from 'node:events'
 import { get } from 'node:http'
-import { createRequire } from 'node:module'
 import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from 'chai'
-import type Koa from 'koa'
 import type { Context, Middleware } from 'koa'
 import { encode, sse, type EventStream, type Source, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
+import { signalled } from './support/promises.ts'
 import { serve, until } from './support/serve.ts'
 import { startWith } from './support/start.ts'
-
-const require = createRequire(import.meta.url)
+import { VERSIONS } from './support/versions.ts'
 
 /** What a client is told: status, type, and the body as far as it came; `cut` when it was not whole. */
 const answer = async (url: string): Promise<{ status: number; type: string | undefined; body: string; cut: boolean }> =>
@@ -30,29 +28,11 @@ const failing = (error: unknown = new Error('boom')): AsyncIterable<string> => (
   [Symbol.asyncIterator]: () => ({ next: () => Promise.reject(error) }),
 })
 
-const signalled = (): { promise: Promise<void>; go: () => void } => {
-  let go = (): void => {}
-  const promise = new Promise<void>(resolve => (go = resolve))
-  return { promise, go }
-}
-
-const apps: [string, new () => Koa][] = [
-  ['3.3', require('koa') as new () => Koa],
-  ['3.0', require('koa30') as new () => Koa],
-  ['2.16', require('koa2') as new () => Koa],
-]
-
-for (const [version, Application] of apps) {
+for (const [version, koa] of VERSIONS) {
   describe(`on Koa ${version}, a handler that answers otherwise after its stream has opened`, () => {
     const serveOn = async (...middleware: Middleware[]): Promise<{ url: string; size: () => number }> => {
       const streams = sse()
-      const app = new Application()
-      app.on('error', () => {})
-      const [handler, ...between] = middleware.toReversed()
-      app.use(streams)
-      for (const each of between.toReversed()) app.use(each)
-      app.use(handler!)
-      const { url } = await serve(app)
+      const { url } = await serve(koa(streams, ...middleware))
       return { url, size: () => streams.size }
     }
 

@@ -1,20 +1,15 @@
 import { Agent, request, type IncomingMessage } from 'node:http'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
-import { Hub, sse, type EventStream, type HubEvent, type SseOptions } from 'koa-sse'
+import { sse, type EventStream, type Hub, type HubEvent, type SseOptions } from 'koa-sse'
 import { StreamCore } from '../src/stream-core.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { makeHub } from './support/hub.ts'
 import { collect } from './support/heap.ts'
 import { koa, serve, until } from './support/serve.ts'
 
-const hubs: Hub[] = []
-
-const makeHub = (): Hub => {
-  const hub = new Hub({ maxChannels: 20_000 })
-  hubs.push(hub)
-  return hub
-}
+const makeLarge = (): Hub => makeHub({ maxChannels: 20_000 })
 
 const heap = (): number => {
   collect()
@@ -26,14 +21,10 @@ const timers = (): number => process.getActiveResourcesInfo().filter(name => nam
 
 const named = (ctx: Context): string[] => [ctx.query['channel'] ?? []].flat()
 
-afterEach(async () => {
-  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
-})
-
 describe('a publish', () => {
   it('touches its channel’s subscribers only, with 10 000 other channels and many other streams there', async function () {
     this.timeout(20_000)
-    const hub = makeHub()
+    const hub = makeLarge()
     const { url } = await serve(
       koa(
         sse({ heartbeat: false }),
@@ -90,7 +81,7 @@ describe('a publish', () => {
   })
 
   it('asks the filters of its channel’s subscribers only, once each', async () => {
-    const hub = makeHub()
+    const hub = makeLarge()
     const asked: string[] = []
     const app = koa(sse(), async (ctx: Context) => {
       const name = String(ctx.query['name'])
@@ -112,7 +103,7 @@ describe('a publish', () => {
   })
 
   it('is encoded once for each newline in use, and the very same bytes go to every subscriber, live and replayed', async () => {
-    const hub = makeHub()
+    const hub = makeLarge()
     const kinds: Record<string, Middleware> = {
       '/lf': sse() as Middleware,
       '/crlf': sse({ newline: '\r\n' }) as Middleware,
@@ -146,7 +137,7 @@ describe('a publish', () => {
   })
 
   it('serialises its data once, however many there are to read it', async () => {
-    const hub = makeHub()
+    const hub = makeLarge()
     const { url } = await serve(koa(sse(), hub.subscriber('a')))
     const clients: LiveClient[] = []
     for (let i = 0; i < 5; i++) clients.push(await connect(url))
@@ -176,7 +167,7 @@ describe('a subscription', () => {
   }
 
   it('has no timer, and adds no listener to what its stream has', async () => {
-    const hub = makeHub()
+    const hub = makeLarge()
     const intervals: unknown[] = []
     const { setInterval: every, setTimeout: once } = globalThis
     const streams = await streamsOf(50, { heartbeat: 10_000, stallTimeout: 10_000 })
@@ -199,7 +190,7 @@ describe('a subscription', () => {
   })
 
   it('has no function of its own: what it can do is on the prototype', async () => {
-    const hub = makeHub()
+    const hub = makeLarge()
     const [stream] = await streamsOf(1, {})
     const subscription = await hub.subscribe(stream!, 'a')
     for (const key of Reflect.ownKeys(subscription)) expect(typeof Reflect.get(subscription, key), String(key)).not.to.equal('function')
@@ -207,7 +198,7 @@ describe('a subscription', () => {
 
   it('that comes and goes 20 000 times on one stream leaves nothing behind', async function () {
     this.timeout(20_000)
-    const hub = makeHub()
+    const hub = makeLarge()
     const [stream] = await streamsOf(1, { highWaterMark: 16_000_000, maxBuffer: 64_000_000 })
     const comeAndGo = async (count: number): Promise<void> => {
       for (let i = 0; i < count; i++) {
@@ -233,7 +224,7 @@ describe('a subscription', () => {
 describe('clients that come and go', () => {
   it('leave nothing behind: no stream, no channel, no memory', async function () {
     this.timeout(30_000)
-    const hub = makeHub()
+    const hub = makeLarge()
     const kept: WeakRef<EventStream>[] = []
     let leave: (() => void)[] = []
     const app = koa(sse(), async (ctx: Context) => {
@@ -293,7 +284,7 @@ describe('clients that come and go', () => {
 
   it('by breaking their connections leave nothing behind either', async function () {
     this.timeout(30_000)
-    const hub = makeHub()
+    const hub = makeLarge()
     const kept: WeakRef<EventStream>[] = []
     const app = koa(sse(), async (ctx: Context) => {
       kept.push(new WeakRef(ctx.sse))

@@ -1,22 +1,11 @@
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type HubOptions, type SseEvent } from 'koa-sse'
+import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type SseEvent } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
 import { clog } from './support/clog.ts'
 import { collect } from './support/heap.ts'
+import { makeHub, serveStreams } from './support/hub.ts'
 import { koa, serve, until } from './support/serve.ts'
-
-const hubs: Hub[] = []
-
-const makeHub = (options: HubOptions = {}): Hub => {
-  const hub = new Hub(options)
-  hubs.push(hub)
-  return hub
-}
-
-afterEach(async () => {
-  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
-})
 
 /** A broker that keeps everything, and is as slow to start and to answer as it is told. */
 class SlowBroker implements Broker {
@@ -50,6 +39,15 @@ class SlowBroker implements Broker {
   }
 
   async close(): Promise<void> {}
+}
+
+/** A hub on such a broker, whose window holds one event, and what it emits as 'error'. */
+const serveSlow = async (): Promise<{ broker: SlowBroker; hub: Hub; errors: unknown[] } & Awaited<ReturnType<typeof serveHub>>> => {
+  const broker = new SlowBroker()
+  const hub = makeHub({ broker, history: { events: 1 } })
+  const errors: unknown[] = []
+  hub.on('error', error => errors.push(error))
+  return { broker, hub, errors, ...(await serveHub(hub)) }
 }
 
 const serveHub = async (hub: Hub): Promise<{ open: (lastEventId?: string) => Promise<LiveClient>; contexts: WeakRef<Context>[] }> => {
@@ -203,9 +201,7 @@ describe('a stream that joins in the middle of a delivery', () => {
 
 describe('a client that has missed more than can be replayed at once', () => {
   it('gets up to 5 000 events of the broker; past that it is reset', async () => {
-    const broker = new SlowBroker()
-    const hub = makeHub({ broker, history: { events: 1 } })
-    const { open } = await serveHub(hub)
+    const { broker, hub, open } = await serveSlow()
     for (let i = 0; i < 5_200; i++) broker.add({ id: `s-${i + 1}`, channel: 'other', event: { data: 'x' } })
     const near = await open('s-300')
     await until(() => broker.reads > 40)
@@ -218,18 +214,9 @@ describe('a client that has missed more than can be replayed at once', () => {
 })
 
 describe('a stream that is subscribed again', () => {
-  const serveStreams = async (): Promise<{ url: string; streams: EventStream[] }> => {
-    const streams: EventStream[] = []
-    const app = koa(sse({ stallTimeout: false }), ctx => {
-      ctx.sse.open()
-      streams.push(ctx.sse)
-    })
-    return { url: (await serve(app)).url, streams }
-  }
-
   it('is reset when its subscription before still owed it something', async () => {
     const hub = makeHub()
-    const { url, streams } = await serveStreams()
+    const { url, streams } = await serveStreams({ stallTimeout: false })
     const client = await connect(url)
     const before = await hub.subscribe(streams[0]!, 'a')
     await client.event()
@@ -251,7 +238,7 @@ describe('a stream that is subscribed again', () => {
 
   it('is told its position when nothing was owed, and its Last-Event-ID is not asked again', async () => {
     const hub = makeHub()
-    const { url, streams } = await serveStreams()
+    const { url, streams } = await serveStreams({ stallTimeout: false })
     const id = await hub.publish('a', 'old')
     await hub.publish('a', 'newer')
     const client = await connect(url, { headers: { 'Last-Event-ID': id } })
@@ -266,11 +253,7 @@ describe('a stream that is subscribed again', () => {
 
 describe('a broker that is somebody else’s', () => {
   it('has an entry that nobody can encode: it is passed over in a replay too, and told', async () => {
-    const broker = new SlowBroker()
-    const hub = makeHub({ broker, history: { events: 1 } })
-    const errors: unknown[] = []
-    hub.on('error', error => errors.push(error))
-    const { open } = await serveHub(hub)
+    const { broker, hub, errors, open } = await serveSlow()
     await hub.publish('a', '1')
     broker.add({ id: 's-2', channel: 'a', event: { event: 'bad\nevent' } })
     for (const data of ['3', '4']) await hub.publish('a', data)
@@ -283,11 +266,7 @@ describe('a broker that is somebody else’s', () => {
   })
 
   it('throws where it should reject: the client waits, and the fault is told', async () => {
-    const broker = new SlowBroker()
-    const hub = makeHub({ broker, history: { events: 1 } })
-    const errors: unknown[] = []
-    hub.on('error', error => errors.push(error))
-    const { open } = await serveHub(hub)
+    const { broker, hub, errors, open } = await serveSlow()
     for (const data of ['1', '2', '3']) await hub.publish('a', data)
     const read = broker.read.bind(broker)
     broker.read = () => {

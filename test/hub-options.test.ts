@@ -3,6 +3,7 @@ import { expect } from 'chai'
 import type { Middleware } from 'koa'
 import { Hub, MemoryBroker, sse, SseError, type Broker, type EventStream, type HubOptions, type SseEvent, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
+import { makeHub } from './support/hub.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const thrown = (action: () => unknown): unknown => {
@@ -30,18 +31,6 @@ const expectPlain = (error: unknown, type: 'TypeError' | 'RangeError', name?: st
   expect(error).not.to.have.property('code')
   if (name !== undefined) expect(message).to.include(`\`${name}\``)
 }
-
-const hubs: Hub[] = []
-
-const makeHub = (options: HubOptions = {}): Hub => {
-  const hub = new Hub(options)
-  hubs.push(hub)
-  return hub
-}
-
-afterEach(async () => {
-  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
-})
 
 /** A server whose streams are open, and what its clients read. */
 const openStream = async (options: SseOptions = {}): Promise<EventStream> => {

@@ -1,16 +1,15 @@
 import type { Socket } from 'node:net'
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, sse, type EventStream, type HubEvent, type HubOptions, type SseOptions } from 'koa-sse'
+import { sse, type EventStream, type Hub, type HubEvent, type HubOptions, type SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
+import { makeHub } from './support/hub.ts'
 import { memory } from './support/heap.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const READERS = 300
 const KILOBYTE = 1_024
 const MEGABYTE = 1_048_576
-
-const hubs: Hub[] = []
 
 interface Started {
   hub: Hub
@@ -22,8 +21,7 @@ interface Started {
 
 /** A client's channels are those of its query, else `news`. */
 const start = async (history: HubOptions['history'], options: SseOptions = {}): Promise<Started> => {
-  const hub = new Hub({ history })
-  hubs.push(hub)
+  const hub = makeHub({ history })
   const streams: EventStream[] = []
   const app = koa(sse({ heartbeat: false, ...options }), async (ctx: Context) => {
     streams.push(ctx.sse)
@@ -45,10 +43,6 @@ const filled = async (hub: Hub, stream: EventStream, channel: string): Promise<n
   }
   return sent
 }
-
-afterEach(async () => {
-  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
-})
 
 describe('a client that never reads', () => {
   it(`among ${READERS} that do costs them no event and no time, and the server a number`, async function () {
@@ -146,8 +140,7 @@ describe('a client that never reads', () => {
   })
 
   it('is asked its filter for the events that it catches up with, too', async () => {
-    const hub = new Hub()
-    hubs.push(hub)
+    const hub = makeHub()
     let stream: EventStream | undefined
     const filter = ({ data }: HubEvent): boolean => !data!.startsWith('no')
     const { url } = await serve(
@@ -210,8 +203,7 @@ describe('a broken subscriber disturbs nobody', () => {
     count: number,
     filterOf: (i: number, streams: EventStream[], hub: Hub) => ((event: HubEvent) => boolean) | undefined,
   ): Promise<{ hub: Hub; clients: LiveClient[]; streams: EventStream[]; errors: unknown[] }> => {
-    const hub = new Hub()
-    hubs.push(hub)
+    const hub = makeHub()
     const streams: EventStream[] = []
     const app = koa(sse(), async ctx => {
       const filter = filterOf(streams.length, streams, hub)

@@ -3,21 +3,10 @@ import { connect as dial } from 'node:net'
 import { Readable } from 'node:stream'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
-import {
-  Hub,
-  MemoryBroker,
-  sse,
-  type Broker,
-  type BrokerEntry,
-  type BrokerSink,
-  type EventStream,
-  type HubEvent,
-  type HubOptions,
-  type SseEvent,
-  type SseOptions,
-} from 'koa-sse'
+import { MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type Hub, type HubEvent, type SseEvent, type SseOptions } from 'koa-sse'
 import type { SubscribeOptions, Subscription } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
+import { makeHub, serveStreams } from './support/hub.ts'
 import { koa, serve, until } from './support/serve.ts'
 import { reset } from './support/reset.ts'
 
@@ -32,14 +21,6 @@ interface Started {
   /** The same, with the first event, which tells the position, read. */
   enter: (...channels: string[]) => Promise<LiveClient>
   errors: unknown[]
-}
-
-const hubs: Hub[] = []
-
-const makeHub = (options: HubOptions = {}): Hub => {
-  const hub = new Hub(options)
-  hubs.push(hub)
-  return hub
 }
 
 /** The channels that a query names. */
@@ -67,16 +48,6 @@ const rejection = async (promise: Promise<unknown>): Promise<unknown> => {
     return error
   }
   throw new Error('it did not reject')
-}
-
-/** A handler that can be waited for. */
-const serveStreams = async (options: SseOptions = {}): Promise<{ url: string; streams: EventStream[]; errors: unknown[] }> => {
-  const streams: EventStream[] = []
-  const app = koa(sse(options), ctx => {
-    ctx.sse.open()
-    streams.push(ctx.sse)
-  })
-  return { url: (await serve(app)).url, streams, errors: app.errors }
 }
 
 /** A broker that does nothing by itself. */
@@ -108,10 +79,6 @@ class ManualBroker implements Broker {
 
   async close(): Promise<void> {}
 }
-
-afterEach(async () => {
-  for (const hub of hubs.splice(0)) await hub.close({ graceMs: 0 })
-})
 
 describe('hub.publish()', () => {
   it('reaches the subscribers of its channel and nobody else, and resolves with the id that they see', async () => {

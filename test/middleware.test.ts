@@ -1,44 +1,17 @@
 import { once, type EventEmitter } from 'node:events'
 import { Agent, METHODS } from 'node:http'
-import { createRequire } from 'node:module'
 import { connect as dial, type Socket } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
 import { mock } from 'node:test'
 import { expect } from 'chai'
-import type Koa from 'koa'
 import type { Context, Middleware } from 'koa'
 import { EventStream, sse, type CloseReason } from 'koa-sse'
 import request from 'supertest'
 import { connect } from './support/client.ts'
+import { signalled } from './support/promises.ts'
 import { koa as newest, serve, until } from './support/serve.ts'
-
-const require = createRequire(import.meta.url)
-
-type App = Koa & { errors: unknown[] }
-
-/** `koa()` of test/support, of another version. */
-const appsOf = (name: string): ((...middleware: Middleware[]) => App) => {
-  const Application = require(name) as typeof Koa
-  return (...middleware) => {
-    const app = Object.assign(new Application(), { errors: [] as unknown[] })
-    app.on('error', error => app.errors.push(error))
-    for (const each of middleware) app.use(each)
-    return app
-  }
-}
-
-const VERSIONS: [string, typeof newest][] = [
-  ['3.3', newest],
-  ['3.0', appsOf('koa30')],
-  ['2.16', appsOf('koa2')],
-]
-
-const signalled = (): { promise: Promise<void>; go: () => void } => {
-  let go = (): void => {}
-  const promise = new Promise<void>(resolve => (go = resolve))
-  return { promise, go }
-}
+import { VERSIONS, type App } from './support/versions.ts'
 
 /** A source that yields `items` and then nothing, and tells when it is released. */
 const patient = (...items: string[]): AsyncIterable<string> & { readonly released: boolean; readonly pulled: number } => {

@@ -28,5 +28,4 @@ export interface Message {
 export const unavailable = (message: string, cause: unknown): SseError => new SseError('ERR_SSE_BROKER_UNAVAILABLE', message, { cause })
 
 /** Too many are under way. */
-export const busy = (pending: number, cause: unknown): SseError =>
-  new SseError('ERR_SSE_BROKER_BUSY', `${pending} events wait for Redis already`, { cause })
+export const busy = (what: string, cause?: unknown): SseError => new SseError('ERR_SSE_BROKER_BUSY', `${what} wait for Redis already`, { cause })

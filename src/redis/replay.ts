@@ -1,9 +1,9 @@
 import type { BrokerEntry } from '../broker.ts'
-import { SseError } from '../errors.ts'
 import type { Connection } from './connection.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, type LogEntry } from './entry.ts'
 import { closedError, type Link } from './link.ts'
+import { busy } from './message.ts'
 import { PAGE, range, type PageReader } from './page.ts'
 import type { Reader } from './reader.ts'
 import { Seen } from './seen.ts'
@@ -54,7 +54,7 @@ export class Replay {
     const key = `${after} ${limit}`
     let running = this.#running.get(key)
     if (running === undefined) {
-      if (this.#running.size >= MOST_WAITING) throw new SseError('ERR_SSE_BROKER_BUSY', `${MOST_WAITING} reads wait for Redis already`)
+      if (this.#running.size >= MOST_WAITING) throw busy(`${MOST_WAITING} reads`)
       running = this.#answer(cursor, limit).finally(() => this.#running.delete(key))
       this.#running.set(key, running)
     }

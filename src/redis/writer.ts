@@ -77,7 +77,7 @@ export class Writer {
     if (this.#closed) throw closedError()
     if (this.#failed !== undefined) throw this.#failed
     const { pending } = this.#outbox
-    if (counted && pending >= this.#options.maxPending) throw busy(pending, this.#lastError)
+    if (counted && pending >= this.#options.maxPending) throw busy(`${pending} events`, this.#lastError)
     const id = this.nextId()
     const fields = encodeFields(id, content)
     return new Promise((resolve, reject) => {

@@ -19,3 +19,10 @@ export const isPending = async (promise: Promise<unknown>): Promise<boolean> => 
   }
   return (await Promise.race([promise, later()])) === pending
 }
+
+/** A promise, and what resolves it. */
+export const signalled = (): { promise: Promise<void>; go: () => void } => {
+  let go = (): void => {}
+  const promise = new Promise<void>(resolve => (go = resolve))
+  return { promise, go }
+}
