@@ -4,6 +4,7 @@ import type { PassThrough } from 'node:stream'
 import { Backlog, bytesOf, type Piece } from './backlog.ts'
 import { Body, type BodyOwner } from './body.ts'
 import { deferred, type Deferred } from './deferred.ts'
+import { toError } from './errors.ts'
 import { Frame } from './frame.ts'
 import { cut, cutAtEnd, type Response } from './http.ts'
 import { chunkSocket, claimChunks, writeChunk, writeResponse, type Draining } from './response-sink.ts'
@@ -11,9 +12,9 @@ import { gather, thisTurn, type Gatherer } from './turn.ts'
 
 /**
  * What an {@link Outlet} tells: there is room again after `writeFrame` left none; more bytes would wait than may wait; somebody
- * else ended or destroyed the body, with an error perhaps.
+ * else ended or destroyed the body, with an error perhaps; the response threw at a write, and bytes are lost.
  */
-export type OutletEvents = (what: 'room' | 'overflowed' | 'ended' | 'destroyed', error?: Error | null) => void
+export type OutletEvents = (what: 'room' | 'overflowed' | 'ended' | 'destroyed' | 'threw', error?: Error | null) => void
 
 // A kernel that takes all it is given never makes anybody wait. After so many writes of one outlet the event loop gets its turn,
 // or one source with a client that reads fast would keep everybody else waiting.
@@ -230,17 +231,23 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** Past the body, into the response. Returns who is full now. */
   #write(what: Piece): Draining | undefined {
-    if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
-      this.#socket ??= chunkSocket(this.#chunks)
-      if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
-    }
     try {
+      if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
+        this.#socket ??= chunkSocket(this.#chunks)
+        if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
+      }
       return writeResponse(this.#res, what) ? undefined : this.#res
     } catch (error) {
-      // Of somebody's replacement. It is this stream's failure, and not that of whoever gave it an event among others.
-      this.on('destroyed', error instanceof Error ? error : new Error(`res.write threw ${String(error)}`))
+      this.#threw(error)
       return undefined
     }
+  }
+
+  /** Somebody's replacement for a part of the response did. It is this stream's failure, and not that of whoever gave it an event among others. */
+  #threw(error: unknown): void {
+    // What is lost must not look complete.
+    if (this.#ending === 'end') this.#ending = 'cut'
+    this.on('threw', toError(error))
   }
 
   #waitForTurn(): void {
@@ -263,10 +270,19 @@ export class Outlet implements BodyOwner, Gatherer {
       // Whoever reads the body, a compressor perhaps, ends the response after the last byte.
       cutAtEnd(res)
     }
-    if (direct) res.end()
+    if (direct) this.#endResponse()
     // Ends what comes out of the body, too.
     if (this.#onFinish !== undefined) this.#onFinish()
     else if (!direct) this.body.push(null)
+  }
+
+  #endResponse(): void {
+    try {
+      this.#res.end()
+    } catch (error) {
+      this.#threw(error)
+      cut(this.#res)
+    }
   }
 
   #roomLater(): Promise<void> | undefined {

@@ -17,14 +17,26 @@ export const claimChunks = (res: Response): res is ServerResponse => {
 }
 
 /**
- * The socket, as soon as chunks may go to it past the response: the head has left for it, nothing of the response's own is queued
- * that would have to come first (what the socket itself has queued does come first), and nobody has replaced `res.write` to see
- * what is written. From then on it stays so: the response queues nothing any more, it hands on.
+ * The socket, if chunks may go to it past the response: nothing of the response's own is queued that would have to come first (what the
+ * socket itself has queued does come first), nobody has replaced `res.write` to see what is written, and the head says that chunks follow. If the
+ * head has not left yet, it leaves now, in one write with the first chunk. Once chunks may go there, they always may: the response queues
+ * nothing any more, it hands on.
  */
 export const chunkSocket = (res: ServerResponse): Socket | undefined => {
   const { socket } = res
-  return socket !== null && res.headersSent && res.writableLength === socket.writableLength && res.write === write ? socket : undefined
+  if (socket === null || res.write !== write) return
+  if (!res.headersSent) {
+    socket.cork()
+    process.nextTick(uncork, socket)
+    res.flushHeaders()
+  }
+  return res.writableLength === socket.writableLength && !BODYLESS.has(res.statusCode) ? socket : undefined
 }
+
+const uncork = (socket: Socket): void => socket.uncork()
+
+// Whoever listens for the head may have made it one of these at the last moment.
+const BODYLESS = new Set([204, 304])
 
 // A replacement may stand on the response, in a subclass, or in its place in Node.
 // oxlint-disable-next-line typescript/unbound-method -- only to compare

@@ -318,8 +318,9 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   // --- who is there, and how it ends
 
   #outletChanged(...[what, error]: Parameters<OutletEvents>): void {
-    if (this.#reason !== undefined) return
-    if (what === 'room') for (const feed of this.#feeds ?? []) feed.drained()
+    if (what === 'threw') this.failed(error)
+    else if (this.#reason !== undefined) return
+    else if (what === 'room') for (const feed of this.#feeds ?? []) feed.drained()
     else if (what === 'overflowed') this.#end('slow', 'destroy')
     else if (what === 'ended') this.close()
     else if (error != null) this.failed(error)

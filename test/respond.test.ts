@@ -1,5 +1,6 @@
 import { createServer, ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import { connect as connectSocket, type AddressInfo } from 'node:net'
+import { text } from 'node:stream/consumers'
 import { expect } from 'chai'
 import Koa, { type Context, type Next } from 'koa'
 import { Hub, sse } from 'koa-sse'
@@ -87,6 +88,86 @@ describe('the short way of the bytes', () => {
     }
     await hub.close({ graceMs: 100 })
   })
+
+  it('brings the head and the first bytes in one write', async () => {
+    const writes: string[] = []
+    const app = koa(
+      async (ctx, next) => {
+        const socket = ctx.res.socket!
+        const writev = socket._writev!.bind(socket)
+        socket._writev = (chunks, callback) => {
+          writes.push(chunks.map(({ chunk }) => String(chunk)).join(''))
+          writev(chunks, callback)
+        }
+        await next()
+      },
+      sse({ retry: 500 }),
+      ctx => ctx.sse.pipe(['x', 'y']),
+    )
+    await (await fetch((await serve(app)).url)).text()
+    expect(writes[0]).to.match(/^HTTP\/1\.1 200 OK\r\n.*\r\n\r\n[\da-f]+\r\nretry: 500\n\ndata: x\n\n/s)
+  })
+
+  it('is not taken when whoever waits for the head makes it one without a body', async () => {
+    for (const status of [204, 304]) {
+      const app = koa(
+        async ({ res }, next) => {
+          const writeHead = res.writeHead.bind(res)
+          // As the package `on-headers` does it.
+          res.writeHead = () => writeHead(status)
+          await next()
+        },
+        sse(),
+        ctx => ctx.sse.pipe(['x']),
+      )
+      const { port } = await serve(app)
+      const socket = connectSocket(port, '127.0.0.1')
+      socket.end('GET / HTTP/1.1\r\nHost: test\r\n\r\n')
+      const answer = await text(socket)
+      expect(answer).to.match(new RegExp(`^HTTP/1.1 ${status} `))
+      expect(answer.slice(answer.indexOf('\r\n\r\n'))).to.equal('\r\n\r\n')
+    }
+  })
+
+  for (const [what, breakOff] of Object.entries<(res: ServerResponse, error: Error) => void>({
+    'the head': (res, error) => {
+      res.writeHead = () => {
+        throw error
+      }
+    },
+    'the last bytes': (res, error) => {
+      const write = res.write.bind(res) as (chunk: unknown) => boolean
+      res.write = (chunk: unknown) => {
+        if (String(chunk).includes('x')) throw error
+        return write(chunk)
+      }
+    },
+    'the end': (res, error) => {
+      res.end = () => {
+        throw error
+      }
+    },
+  })) {
+    mine?.(`fails a stream that has ended already, and no other, when writing ${what} throws`, async () => {
+      const broken = new Error('on purpose')
+      const app = koa(
+        async ({ path, res }, next) => {
+          if (path === '/broken') breakOff(res, broken)
+          await next()
+        },
+        sse(),
+        ctx => ctx.sse.pipe(['x']),
+      )
+      const { port, url } = await serve(app)
+      const socket = connectSocket(port, '127.0.0.1')
+      socket.write('GET /broken HTTP/1.1\r\nHost: test\r\n\r\n')
+      const [answer, other] = await Promise.all([text(socket), connect(url)])
+      expect(answer).not.to.contain('0\r\n\r\n')
+      expect(await other.take(1)).to.deep.equal(['x'])
+      expect(await other.ended).to.equal('clean')
+      expect(app.errors).to.deep.equal([broken])
+    })
+  }
 
   it("leaves ctx.respond as it was to the app's other requests", async () => {
     let respond: unknown = 'nothing'
