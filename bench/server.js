@@ -79,8 +79,8 @@ answer({
     acked = events
     onAck?.()
   },
-  async begin() {
-    await collect()
+  async begin({ collected }) {
+    if (collected) await collect()
     began = { cpu: process.cpuUsage(), time: performance.now() }
   },
   end() {
