@@ -169,6 +169,9 @@ const interceptErrors = (ctx: InterceptedContext, stream: StreamCore, exchange: 
   ctx.onerror = onerror
 }
 
+// Koa tells of one failure as the body's, and once more as the response's.
+const FAILED = new WeakSet<Context>()
+
 // One function for all contexts, and not a closure for each.
 function onerror(this: InterceptedContext, error: Error): void {
   if (error == null) return
@@ -178,7 +181,9 @@ function onerror(this: InterceptedContext, error: Error): void {
     // While the handler runs, nobody but the broken connection itself can have complained.
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
   } else if (res.headersSent) {
-    if (stream.wrapperFailed(error)) destroy(res)
+    if (FAILED.has(this) || !stream.wrapperFailed(error)) return
+    FAILED.add(this)
+    destroy(res)
   } else if (!gone(req, res) || !(follows('client', error) || brokeWith(req, res, error))) {
     stream.discard('error')
     before.call(this, error)

@@ -263,7 +263,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
 
   /** Whatever the response is piped from has failed, in a way that is no disconnect's. False when it is no news. */
   wrapperFailed(error: unknown): boolean {
-    return this.#reason === undefined && !follows('client', error) && this.failed(error)
+    return !follows('client', error) && this.failed(error)
   }
 
   // --- what a hub feeds it with

@@ -642,6 +642,36 @@ for (const [version, koa] of VERSIONS) {
         expect(client.text).to.equal(':\n\nDATA: ONE\n\nDATA: TWO\n\n')
         expect(app.errors).to.deep.equal([])
       })
+
+      for (const [when, ends] of [
+        ['while the stream is open', false],
+        ['when the stream has ended', true],
+      ] as const) {
+        it(`that wraps the body, and fails ${when}, cuts the response, and the app hears of it once`, async () => {
+          let reason: string | undefined
+          const wrapper: Middleware = async (ctx, next) => {
+            await next()
+            const broken = new PassThrough({
+              transform: (chunk: Buffer, _encoding, callback) => callback(chunk.includes('last') ? boom : null, chunk),
+            })
+            ctx.body = (ctx.body as PassThrough).pipe(broken)
+          }
+          const app = koa(wrapper, sse(), async ctx => {
+            await ctx.sse.send('first')
+            await turn()
+            await turn()
+            void ctx.sse.send('last')
+            if (ends) ctx.sse.close()
+            reason = await ctx.sse.closed
+          })
+          const { url } = await serve(app)
+          const client = await connect(url)
+          expect(await client.ended).to.equal('cut')
+          expect(client.text).to.equal(':\n\ndata: first\n\n')
+          expect(app.errors).to.deep.equal([boom])
+          expect(reason).to.equal(ends ? 'closed' : 'error')
+        })
+      }
     })
 
     describe('HEAD', () => {
