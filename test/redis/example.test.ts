@@ -1,20 +1,11 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { createServer, type AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import { expect } from 'chai'
 import { connect } from '../support/client.ts'
-import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
+import { freePort, hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
 
 const EXAMPLE = fileURLToPath(new URL('../../example/many-processes.ts', import.meta.url))
-
-const freePort = async (): Promise<number> => {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  return port
-}
 
 describe('example/many-processes', function () {
   this.timeout(30_000)

@@ -38,9 +38,15 @@ export class RedisCluster {
   }
 
   static async start(key: string): Promise<RedisCluster> {
-    const cluster = new RedisCluster(key, await Promise.all([member(), member(), member(), member()]))
-    await cluster.#join()
-    return cluster
+    const members = [member(), member(), member(), member()]
+    try {
+      const cluster = new RedisCluster(key, await Promise.all(members))
+      await cluster.#join()
+      return cluster
+    } catch (error) {
+      for (const each of await Promise.allSettled(members)) if (each.status === 'fulfilled') await each.value.server.stop()
+      throw error
+    }
   }
 
   async #join(): Promise<void> {
