@@ -6,7 +6,7 @@ import type { Outlet } from './outlet.ts'
 export interface ClocksOwner {
   /** Nothing has been written for a heartbeat's time. */
   quiet(): void
-  /** Bytes wait, and the client has read nothing for `stallTimeout`. */
+  /** Bytes wait, or the stream has ended, and the client has read nothing for `stallTimeout`. */
   stalled(): void
   /** `maxAge` has been reached. */
   expired(): void
@@ -24,6 +24,7 @@ export class Clocks {
   #written = 0
   #stallTicks = -1
   #taken = 0
+  #ended = false
 
   static readonly #heartbeats = new Beats<Clocks>(clocks => clocks.#checkQuiet())
   static readonly #stalls = new Beats<Clocks>(clocks => clocks.#checkStall())
@@ -38,8 +39,9 @@ export class Clocks {
     if (maxAge !== false) this.#age = setTimeout(() => owner.expired(), maxAge * (0.8 + 0.2 * Math.random())).unref()
   }
 
-  /** The stream has ended. It is watched still, until its last byte has left. */
+  /** The stream has ended. It is watched still, until its response is over. */
   ended(): void {
+    this.#ended = true
     clearTimeout(this.#age)
     const { heartbeat } = this.#settings
     if (heartbeat !== false) Clocks.#heartbeats.leave(this, heartbeat)
@@ -61,7 +63,7 @@ export class Clocks {
 
   #checkStall(): void {
     const { waiting, taken } = this.#outlet
-    if (waiting === 0) this.#stallTicks = -1
+    if (waiting === 0 && !this.#ended) this.#stallTicks = -1
     else if (taken > this.#taken || !this.#owner.begun) this.#stallTicks = 0
     else if (++this.#stallTicks >= TICKS) this.#owner.stalled()
     this.#taken = Math.max(this.#taken, taken)

@@ -19,9 +19,9 @@ export const gone = (req: Request, res: Response): boolean => {
   return res.destroyed || req.socket.destroyed || req.socket.readableEnded
 }
 
-/** True for the very error that the connection broke with. */
-export const brokeWith = (req: Request, res: Response, error: unknown): boolean =>
-  'stream' in res ? error === res.stream?.errored : error === req.socket.errored
+/** True for the very error that the connection broke with by itself, and not because somebody destroyed it with his own. */
+export const brokeWith = (req: Request, res: Response, error: Error): boolean =>
+  'syscall' in error && error === ('stream' in res ? res.stream?.errored : req.socket.errored)
 
 /** Who is told of a response's end. */
 export interface Watcher {
@@ -92,8 +92,12 @@ const CUT_DELAY = 20
 /** Ends the response so that the client can tell that it was not finished, after all that has been written so far. */
 export const cut = (res: Response): void => {
   setTimeout(() => {
-    if ('stream' in res) res.stream?.write('', () => res.stream?.close(INTERNAL_ERROR))
-    else if (res.socket === null) res.destroy()
+    if ('stream' in res) {
+      const { stream } = res
+      // A write would bring a head along.
+      if (stream?.headersSent) stream.write('', () => stream.close(INTERNAL_ERROR))
+      else stream?.close(INTERNAL_ERROR)
+    } else if (res.socket === null) res.destroy()
     else res.socket.destroySoon()
   }, CUT_DELAY).unref()
 }

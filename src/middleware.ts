@@ -57,6 +57,9 @@ class Group {
   }
 }
 
+/** What an app was told last of a request. Koa tells of one failure as the body's, and once more as the response's. */
+const REPORTED = new WeakMap<Context, unknown>()
+
 /** One request of a {@link Group}. */
 class KoaExchange implements Exchange<StreamCore> {
   readonly #ctx: Context
@@ -130,8 +133,17 @@ class KoaExchange implements Exchange<StreamCore> {
 
   report(error: unknown): string | undefined {
     const ctx = this.#ctx
-    // Koa's own words for what is no error; its default handler throws at one.
-    ctx.app.emit('error', toError(error), ctx)
+    if (REPORTED.has(ctx) && REPORTED.get(ctx) === error) return
+    REPORTED.set(ctx, error)
+    try {
+      // Koa's own words for what is no error; its default handler throws at one.
+      ctx.app.emit('error', toError(error), ctx)
+    } catch (thrown) {
+      // A listener that fails is nobody else's failure: others have their turn first.
+      process.nextTick(() => {
+        throw thrown
+      })
+    }
     try {
       const last: unknown = this.settings.onError?.(error, ctx)
       // An async one is a mistake that must not end the process.
@@ -169,9 +181,6 @@ const interceptErrors = (ctx: InterceptedContext, stream: StreamCore, exchange: 
   ctx.onerror = onerror
 }
 
-// Koa tells of one failure as the body's, and once more as the response's.
-const FAILED = new WeakSet<Context>()
-
 // One function for all contexts, and not a closure for each.
 function onerror(this: InterceptedContext, error: Error): void {
   if (error == null) return
@@ -181,10 +190,12 @@ function onerror(this: InterceptedContext, error: Error): void {
     // While the handler runs, nobody but the broken connection itself can have complained.
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
   } else if (res.headersSent) {
-    if (FAILED.has(this) || !stream.wrapperFailed(error)) return
-    FAILED.add(this)
+    // Koa 2 ends no response whose body has died.
+    if (stream.wrapperFailed(error) || (!gone(req, res) && !res.writableEnded)) destroy(res)
+  } else if (REPORTED.get(this) === error) {
     destroy(res)
   } else if (!gone(req, res) || !(follows('client', error) || brokeWith(req, res, error))) {
+    REPORTED.set(this, error)
     stream.discard('error')
     before.call(this, error)
   }

@@ -7,7 +7,7 @@ import { deferred, type Deferred } from './deferred.ts'
 import { toError } from './errors.ts'
 import { Frame } from './frame.ts'
 import { cut, cutAtEnd, type Response } from './http.ts'
-import { chunkSocket, claimChunks, writeChunk, writeResponse, type Draining } from './response-sink.ts'
+import { chunkSocket, mayChunk, writeChunk, writeResponse, type Draining } from './response-sink.ts'
 import { gather, thisTurn, type Gatherer } from './turn.ts'
 
 /**
@@ -43,6 +43,10 @@ export class Outlet implements BodyOwner, Gatherer {
   #writes = 0
   readonly #highWaterMark: number
   #ending: 'end' | 'cut' | undefined
+  /** Bytes that were written to the body before the end, and that the body has not let go yet. */
+  #owed = 0
+  /** A piece is on its way. Who sees it may end the stream, and must not overtake it. */
+  #putting = false
   #room: Deferred<void> | undefined
   /** A feed waits for room. */
   #full = false
@@ -68,6 +72,11 @@ export class Outlet implements BodyOwner, Gatherer {
     return this.#sink === undefined
   }
 
+  /** True when Koa is not going to end the response. */
+  get isDirect(): boolean {
+    return this.#sink === this.#res
+  }
+
   /** Bytes that were taken in. */
   get bytesWritten(): number {
     return this.#past + this.#backlog.bytes
@@ -91,7 +100,7 @@ export class Outlet implements BodyOwner, Gatherer {
   /** From now on bytes go past the body, into the response. */
   goDirect(): void {
     this.#leadTo(this.#res)
-    if (claimChunks(this.#res)) this.#chunks = this.#res
+    if (mayChunk(this.#res)) this.#chunks = this.#res
     this.#flush()
   }
 
@@ -133,6 +142,7 @@ export class Outlet implements BodyOwner, Gatherer {
   /** Ends the response when all that was taken has been written: `'end'` as a whole, `'cut'` so that it looks unfinished. */
   end(how: 'end' | 'cut'): void {
     this.#ending = how
+    this.#owed = this.body.writableLength
     this.#flush()
     this.#wake()
   }
@@ -158,11 +168,19 @@ export class Outlet implements BodyOwner, Gatherer {
   }
 
   bodyWritten(chunk: Buffer, callback: () => void): void {
+    // After the end nobody asks for more.
+    if (this.#ending !== undefined && this.#owed === 0) return
     this.#backlog.addBytes(chunk)
     this.#gathered()
     const room = this.#roomLater()
-    if (room === undefined) callback()
-    else void room.then(callback)
+    if (room === undefined) this.#letGo(chunk, callback)
+    else void room.then(() => this.#letGo(chunk, callback))
+  }
+
+  #letGo(chunk: Buffer, callback: () => void): void {
+    this.#owed = Math.max(0, this.#owed - chunk.length)
+    callback()
+    if (this.#ending !== undefined) this.#flush()
   }
 
   bodyEnded(callback: () => void): void {
@@ -208,21 +226,33 @@ export class Outlet implements BodyOwner, Gatherer {
   }
 
   #flush(): void {
-    if (!this.#sink) return
+    if (!this.#sink || this.#putting) return
+    if (this.isDirect && this.#res.writableEnded) {
+      // By somebody else.
+      this.on('destroyed')
+      return this.abandon()
+    }
     while (this.#backlog.size > 0 && this.#blockedBy === undefined) this.#put(this.#backlog.next())
     if (this.hasRoom) this.#wake()
-    if (this.#ending !== undefined && this.#backlog.size === 0) this.#finish()
+    // Not over meanwhile.
+    if (this.#sink && this.#ending !== undefined && this.#backlog.size === 0 && this.#owed === 0) this.#finish()
   }
 
   #put(what: Piece): void {
     this.#past += bytesOf(what)
-    if (this.#sink === this.body) {
-      if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
-    } else {
-      const full = this.#write(what)
-      this.#blockedBy = full
-      full?.once('drain', (this.#onDrain ??= () => this.#unblock()))
+    this.#putting = true
+    try {
+      if (this.#sink === this.body) {
+        if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
+      } else {
+        const full = this.#write(what)
+        this.#blockedBy = full
+        full?.once('drain', (this.#onDrain ??= () => this.#unblock()))
+      }
+    } catch (error) {
+      this.#threw(error)
     }
+    this.#putting = false
     const now = thisTurn()
     if (this.#turn !== now) this.#writes = 0
     this.#turn = now
@@ -231,23 +261,22 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** Past the body, into the response. Returns who is full now. */
   #write(what: Piece): Draining | undefined {
-    try {
-      if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
-        this.#socket ??= chunkSocket(this.#chunks)
-        if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
-      }
-      return writeResponse(this.#res, what) ? undefined : this.#res
-    } catch (error) {
-      this.#threw(error)
-      return undefined
+    if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
+      this.#socket ??= chunkSocket(this.#chunks)
+      if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
     }
+    return writeResponse(this.#res, what) ? undefined : this.#res
   }
 
-  /** Somebody's replacement for a part of the response did. It is this stream's failure, and not that of whoever gave it an event among others. */
+  /**
+   * What wraps the body, or somebody's replacement for a part of the response, did. It is this stream's failure, and not that of whoever gave
+   * it an event among others. Bytes are lost, so none may follow: the client would go on from a later id.
+   */
   #threw(error: unknown): void {
-    // What is lost must not look complete.
-    if (this.#ending === 'end') this.#ending = 'cut'
+    this.#sink = null
     this.on('threw', toError(error))
+    this.abandon()
+    cut(this.#res)
   }
 
   #waitForTurn(): void {
@@ -281,7 +310,6 @@ export class Outlet implements BodyOwner, Gatherer {
       this.#res.end()
     } catch (error) {
       this.#threw(error)
-      cut(this.#res)
     }
   }
 

@@ -47,6 +47,8 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
     const outlet = this[OUTLET]
     if (outlet === null) return false
     if (outlet === undefined || !isOurs(this, outlet)) {
+      // Koa 2 waits for it for ever.
+      if (outlet?.body.destroyed === true) setTimeout(giveUp, UNANSWERED, this, outlet).unref()
       this[OUTLET] = undefined
       return undefined
     }
@@ -69,11 +71,11 @@ const goDirect = (ctx: RespondingContext, outlet: Outlet): void => {
 }
 
 /**
- * The body was replaced after somebody had been told that Koa need not respond. If that was Koa, nobody responds, and the client is to come
- * back; if it was middleware, Koa has looked again by now.
+ * The body is dead; or it was replaced after somebody had been told that Koa need not respond. If that was Koa, nobody responds, and the
+ * client is to come back; if it was middleware, Koa has looked again by now.
  */
 const giveUp = (ctx: RespondingContext, outlet: Outlet): void => {
-  if (ctx[OUTLET] === outlet && ctx.writable && !ctx.res.headersSent) destroy(ctx.res)
+  if ((ctx[OUTLET] === outlet || ctx.body === outlet.body) && ctx.writable && !ctx.res.headersSent) destroy(ctx.res)
 }
 
 const isOurs = (ctx: RespondingContext, { body, undecided }: Outlet): boolean =>

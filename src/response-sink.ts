@@ -6,15 +6,8 @@ import type { Response } from './http.ts'
 /** Whoever emits 'drain' when it has room again. */
 export type Draining = Response | Socket
 
-/**
- * Makes the response one whose chunks {@link writeChunk} may frame. False for HTTP/2 and HTTP/1.0, which know none.
- */
-export const claimChunks = (res: Response): res is ServerResponse => {
-  if ('stream' in res || res.req.httpVersion !== '1.1') return false
-  // What Node would do by itself; so it is sure.
-  res.setHeader('Transfer-Encoding', 'chunked')
-  return true
-}
+/** False for HTTP/2, which knows no chunks. */
+export const mayChunk = (res: Response): res is ServerResponse => !('stream' in res)
 
 /**
  * The socket, if chunks may go to it past the response: nothing of the response's own is queued that would have to come first (what the
@@ -30,13 +23,10 @@ export const chunkSocket = (res: ServerResponse): Socket | undefined => {
     process.nextTick(uncork, socket)
     res.flushHeaders()
   }
-  return res.writableLength === socket.writableLength && !BODYLESS.has(res.statusCode) ? socket : undefined
+  return res.chunkedEncoding && res.writableLength === socket.writableLength ? socket : undefined
 }
 
 const uncork = (socket: Socket): void => socket.uncork()
-
-// Whoever listens for the head may have made it one of these at the last moment.
-const BODYLESS = new Set([204, 304])
 
 // A replacement may stand on the response, in a subclass, or in its place in Node.
 // oxlint-disable-next-line typescript/unbound-method -- only to compare

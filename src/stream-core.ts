@@ -165,12 +165,12 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     exchange.enter(this, outlet)
     this.#watch()
     if (req.method === 'HEAD') this.close()
-    else if (later !== undefined) this.#end('closed', 'end', encode({ retry: later }, settings.newline))
     else {
       const { retry, newline } = settings
-      // The head leaves with the first byte, and not before.
-      void outlet.write(retry === undefined ? `:${newline}${newline}` : encode({ retry }, newline))
       this.#clocks = new Clocks(outlet, settings, this)
+      // The head leaves with the first byte, and not before.
+      if (later !== undefined) this.#end('closed', 'end', encode({ retry: later }, newline))
+      else void outlet.write(retry === undefined ? `:${newline}${newline}` : encode({ retry }, newline))
       unblock(req)
     }
     this.#opened()
@@ -234,12 +234,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       if (!follows(this.#reason, error)) this.#exchange.report(error)
       return true
     }
-    let last: string | undefined
-    try {
-      last = this.#exchange.report(error)
-    } finally {
-      this.#end('error', 'cut', last)
-    }
+    this.#end('error', 'cut', this.#exchange.report(error))
     return true
   }
 
@@ -299,7 +294,9 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   // Of a ClocksOwner.
 
   get begun(): boolean {
-    return this.#exchange.res.headersSent
+    const { res } = this.#exchange
+    // A pipelined response has no socket until its turn comes.
+    return res.headersSent && ('stream' in res || res.socket !== null)
   }
 
   quiet(): void {
@@ -333,7 +330,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     if (res.writableEnded) this.discard('closed')
     else if (gone(req, res)) this.discard('client')
     // Nobody else is going to end a response that has begun.
-    else this.#end('closed', res.headersSent ? 'destroy' : 'discard')
+    else this.#end('closed', res.headersSent || this.#outlet?.isDirect === true ? 'destroy' : 'discard')
   }
 
   #watch(): void {
