@@ -198,7 +198,7 @@ export const rows = {
   },
   connect: {
     title: '1 500 new streams of one channel, ten times; Koa alone answers with a small body',
-    implementations: ['koa-alone', 'koa-sse', 'koa-sse-sends', 'better-sse', 'fastify-sse', 'hono', 'koa', 'raw'],
+    implementations: ['koa-alone', 'koa-sse', 'koa-sse-sends', 'koa-held', 'better-sse', 'fastify-sse', 'hono', 'koa', 'raw'],
     hub: true,
     base: 'koa-alone',
     metrics: { connect: { title: 'CPU µs per connection', most: 1.25 }, leave: { title: 'CPU µs when it leaves' } },
