@@ -26,7 +26,8 @@ const taken = ({ res }: Context): number => (res.socket === null || res.socket.d
 
 /** Resolves when the kernel takes no more bytes. */
 const blocked = async (ctx: Context): Promise<void> => {
-  for (let before = -1; taken(ctx) !== before;) {
+  // It may take more after a while: a window that grows, a probe of a closed one.
+  for (let before = -1, quiet = 0; quiet < 8; quiet = taken(ctx) === before ? quiet + 1 : 0) {
     before = taken(ctx)
     await pass(40)
   }
