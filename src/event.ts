@@ -81,7 +81,11 @@ export const encodeComment = (text: string, newline: Newline = '\n'): string => 
 export const encode = (event: string | SseEvent, newline: Newline = '\n'): string => {
   if (newline !== '\n') oneOf('newline', newline, NEWLINES)
   if (typeof event === 'string') return lines('data: ', event, newline) + newline
-  const { comment, id, event: type, data, retry } = checkFields(event)
+  return encodeAs(checkFields(event).id, event, newline)
+}
+
+/** {@link encode} under another id, for an event whose keys are known. */
+export const encodeAs = (id: string | undefined, { comment, event: type, data, retry }: SseEvent, newline: Newline): string => {
   let text = ''
   if (comment !== undefined) {
     if (typeof comment !== 'string') throw new TypeError(expected('comment', 'a string', comment))

@@ -17,7 +17,7 @@ export interface HistoryOptions {
 
 /** Options of a `Hub`. All sizes are bytes. */
 export interface HubOptions {
-  /** What orders and keeps the events. Default: a new {@link MemoryBroker}, for one process. */
+  /** What orders and keeps the events. Default: a new {@link MemoryBroker}, for one process, which keeps none: the window does. */
   broker?: Broker | undefined
   /** The window of recent events. `false`: none; what a client missed then comes from the broker, if that keeps it, or it is told so. */
   history?: HistoryOptions | false | undefined

@@ -54,7 +54,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     const { broker, maxSubscribers, maxChannels, maxEventBytes, ...rest } = checkHubOptions(options)
     this.#maxSubscribers = maxSubscribers
     this.#maxChannels = maxChannels
-    this.#broker = broker ?? new MemoryBroker(rest.history)
+    // The window here is all the history there is: a broker's beside it would keep the same events twice.
+    this.#broker = broker ?? new MemoryBroker({ events: 0 })
     this.#delivery = new Delivery({
       ...rest,
       broker: this.#broker,

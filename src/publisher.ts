@@ -1,7 +1,7 @@
 import type { Broker } from './broker.ts'
 import { deferred } from './deferred.ts'
 import { SseError } from './errors.ts'
-import { checkFields, dataText, encode, type SseEvent } from './event.ts'
+import { checkFields, dataText, encodeAs, type SseEvent } from './event.ts'
 import { Drain, releaseSource, type Source } from './source.ts'
 import { nextTurn, thisTurn } from './turn.ts'
 import { expected } from './validate.ts'
@@ -42,7 +42,7 @@ export class Publisher {
   /** Resolves with the id that stands on the wire. Throws what `hub.publish` throws. */
   publish(channel: string | null, event: string | SseEvent): Promise<string> {
     const text = textOf(event)
-    const bytes = Buffer.byteLength(encode(text))
+    const bytes = Buffer.byteLength(encodeAs(text.id, text, '\n'))
     if (bytes > this.#maxEventBytes) {
       throw new SseError('ERR_SSE_EVENT_TOO_LARGE', `The event has ${bytes} bytes on the wire, and maxEventBytes is ${this.#maxEventBytes}`)
     }
@@ -110,7 +110,8 @@ export class Publisher {
         if (this.#hasGivenUp) throw closedError()
       }
       const id = await this.#broker.publish(channel, event)
-      await this.#pace()
+      const later = this.#pace()
+      if (later !== undefined) await later
       return event.id ?? id
     } finally {
       if (--this.#count === 0) this.#onIdle?.()

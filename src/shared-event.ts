@@ -1,5 +1,5 @@
 import type { BrokerEntry } from './broker.ts'
-import { encode, type Newline } from './event.ts'
+import { encode, encodeAs, type Newline } from './event.ts'
 import { Frame } from './frame.ts'
 
 /** An event of a hub, as a filter sees it. */
@@ -35,7 +35,7 @@ export class SharedEvent {
   }
 
   #encoded(newline: Newline): Frame {
-    return new Frame(encode({ ...this.entry.event, id: this.id }, newline))
+    return new Frame(encodeAs(this.id, this.entry.event, newline))
   }
 
   /** The event for filters. */

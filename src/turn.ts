@@ -1,3 +1,5 @@
+import { deferred, type Deferred } from './deferred.ts'
+
 /** Who gathers bytes during a turn of the event loop. */
 export interface Gatherer {
   turnEnds(): void
@@ -21,20 +23,28 @@ export const gather = (gatherer: Gatherer): void => {
 export const afterMicrotasks = (callback: () => void): void => queueMicrotask(() => process.nextTick(callback))
 
 let turn = 0
-let next: Promise<void> | undefined
+let counting = false
+let next: Deferred<void> | undefined
 
-/** Resolves when the event loop has had its turn. */
-export const nextTurn = (): Promise<void> =>
-  (next ??= new Promise(resolve => {
-    setImmediate(() => {
-      turn++
-      next = undefined
-      resolve()
-    })
-  }))
+const turnOver = (): void => {
+  turn++
+  counting = false
+  next?.resolve()
+  next = undefined
+}
 
 /** The number of this turn. */
 export const thisTurn = (): number => {
-  void nextTurn()
+  if (!counting) {
+    counting = true
+    setImmediate(turnOver)
+  }
   return turn
+}
+
+/** Resolves when the event loop has had its turn. */
+export const nextTurn = (): Promise<void> => {
+  thisTurn()
+  next ??= deferred()
+  return next.promise
 }

@@ -2,6 +2,7 @@ import { Agent, request, type IncomingMessage } from 'node:http'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { sse, type EventStream, type Hub, type HubEvent, type SseOptions } from 'koa-sse'
+import { Log } from '../src/log.ts'
 import { StreamCore } from '../src/stream-core.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
@@ -78,6 +79,24 @@ describe('a publish', () => {
       for (const [i, prototype] of iterators.entries()) prototype.next = nexts[i]!
     }
     for (const client of mine) expect(await client.take(1)).to.deep.equal(['x'])
+  })
+
+  it('is kept once: the window is all the history of a hub in one process', async () => {
+    const hub = makeLarge()
+    const logs = new Set<Log<unknown>>()
+    // oxlint-disable-next-line typescript/unbound-method -- it is called on a log
+    const { append } = Log.prototype
+    Log.prototype.append = function (...args: Parameters<typeof append>): number {
+      logs.add(this)
+      return append.apply(this, args)
+    }
+    try {
+      for (let i = 0; i < 10; i++) await hub.publish('a', 'x')
+    } finally {
+      Log.prototype.append = append
+    }
+    expect([...logs].reduce((sum, { events }) => sum + events, 0)).to.equal(10)
+    expect(hub.stats().window.events).to.equal(10)
   })
 
   it('asks the filters of its channel’s subscribers only, once each', async () => {

@@ -39,6 +39,18 @@ describe('MemoryBroker', () => {
     for (const id of [`${epoch}-11`, `${epoch}-01`, `${epoch}-`, `${epoch}`, 'x-1', '']) expect(broker.trimmed(id), id).to.equal(false)
   })
 
+  it('is of use without any history: ids, order, and what is no longer there', async () => {
+    const broker = new MemoryBroker({ events: 0 })
+    const sink = new Recorder()
+    await broker.start(sink)
+    const first = await broker.publish('a', { data: '1' })
+    const last = await broker.publish('b', { data: '2' })
+    expect(sink.events.map(({ id }) => id)).to.deep.equal([first, last])
+    expect(await broker.read(last, 10)).to.deep.equal([])
+    expect(await broker.read(first, 10)).to.equal(undefined)
+    expect([broker.trimmed(first), broker.trimmed(last)]).to.deep.equal([true, false])
+  })
+
   for (const [limit, options] of Object.entries({ events: { events: 5 }, bytes: { bytes: 5 * 300 } })) {
     it(`keeps no more ${limit} than it is told`, async () => {
       const broker = new MemoryBroker(options)
