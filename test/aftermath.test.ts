@@ -7,6 +7,7 @@ import { expect } from 'chai'
 import Koa, { type Context, type Middleware } from 'koa'
 import { Hub, sse } from 'koa-sse'
 import { connect } from './support/client.ts'
+import { direct, watched } from './support/direct.ts'
 import { koa, serve, until } from './support/serve.ts'
 import { startWith } from './support/start.ts'
 import { VERSIONS } from './support/versions.ts'
@@ -15,18 +16,6 @@ import { VERSIONS } from './support/versions.ts'
 // and what befalls one befalls no other.
 
 const boom = new Error('boom')
-
-// Where Koa pipes the body into a response that throws, it is Node's streams that are thrown at.
-const direct = 'respond' in new Koa().context ? undefined : it
-
-/** `res.write` calls `see` before it writes. */
-const watched = ({ res }: Context, see: (text: string) => void): void => {
-  const write = res.write.bind(res) as (chunk: unknown) => boolean
-  res.write = (chunk: unknown) => {
-    see(String(chunk))
-    return write(chunk)
-  }
-}
 
 /** All that came, and how it ended: 'refused' without a head. */
 const outcome = async (url: string): Promise<{ text: string; ended: string }> => {
