@@ -25,6 +25,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   #reason: CloseReason | undefined
   /** The handler is done, and did not open. */
   #returned = false
+  /** The handler or a source has failed. Opening begins anew. */
   #failed = false
   /** Koa has been let go on. */
   #released = false
@@ -234,6 +235,8 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       if (!follows(this.#reason, error)) this.#exchange.report(error)
       return true
     }
+    // Whoever is told may close the stream, and must not make a clean end of it.
+    this.#failed = true
     this.#end('error', 'cut', this.#exchange.report(error))
     return true
   }
@@ -388,7 +391,7 @@ export class StreamCore implements ClocksOwner, PipesOwner {
   }
 
   #end(reason: CloseReason, ending: Ending, last?: string): void {
-    if (this.#reason !== undefined) return
+    if (this.#reason !== undefined || (ending === 'end' && this.#failed && this.#outlet !== undefined)) return
     this.#reason = reason
     this.#clocks?.ended()
     const outlet = this.#outlet

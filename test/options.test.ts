@@ -739,6 +739,23 @@ describe('sse(options)', () => {
       })
     }
 
+    for (const who of ['onError', "a listener of 'error'"]) {
+      it(`makes no clean end of a failure where ${who} closes the stream`, async () => {
+        const { handler, last } = opener()
+        const closing = (): string => {
+          last().close()
+          return 'sorry'
+        }
+        const app = koa(sse({ onError: who === 'onError' ? closing : () => 'sorry' }), handler)
+        app.on('error', who === 'onError' ? () => {} : closing)
+        const client = await connect((await serve(app)).url)
+        last().body.destroy(boom)
+        expect(await client.ended).to.equal('cut')
+        expect(client.events.map(event => event.data)).to.deep.equal(['sorry'])
+        expect(await last().closed).to.equal('error')
+      })
+    }
+
     it('is not called, and nothing is said, when the handler fails before it opens', async () => {
       let calls = 0
       const app = koa(sse({ onError: () => void calls++ }), () => {
