@@ -117,8 +117,9 @@ export class Delivery implements BrokerSink, Home {
       return this.error(error)
     }
     this.published++
-    const number = this.log.append(entry.id, event, event.frame('\n').bytes, performance.now(), entry.event.id)
+    const number = this.log.append(entry.id, event, event.bytes, performance.now(), entry.event.id)
     for (const subscriber of this.#members.of(entry.channel)) subscriber.deliver(event, number)
+    event.settle()
     this.#resumeParked()
   }
 

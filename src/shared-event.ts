@@ -13,12 +13,18 @@ export interface HubEvent {
   readonly data?: string
 }
 
-/** A published event, encoded once for each newline in use, for whoever it goes to. */
+/**
+ * A published event, encoded once for each newline in use, for whoever it goes to. Where nobody here wants it, as is most often so
+ * with one process of many, no bytes are made or kept.
+ */
 export class SharedEvent {
   readonly entry: BrokerEntry
   /** The id that stands on the wire: the event's own, if it has one. */
   readonly id: string
-  readonly #frame: Frame
+  /** On the wire, with LF. */
+  readonly bytes: number
+  #text: string | undefined
+  #frame: Frame | undefined
   /** For newlines other than LF. */
   #others: { [N in Newline]?: Frame } | undefined
   #view: HubEvent | undefined
@@ -27,15 +33,26 @@ export class SharedEvent {
   constructor(entry: BrokerEntry) {
     this.entry = entry
     this.id = entry.event.id ?? entry.id
-    this.#frame = this.#encoded('\n')
+    this.#text = this.#encoded('\n')
+    this.bytes = Buffer.byteLength(this.#text)
   }
 
   frame(newline: Newline): Frame {
-    return newline === '\n' ? this.#frame : ((this.#others ??= {})[newline] ??= this.#encoded(newline))
+    if (newline !== '\n') return ((this.#others ??= {})[newline] ??= new Frame(this.#encoded(newline)))
+    if (this.#frame === undefined) {
+      this.#frame = new Frame(this.#text ?? this.#encoded('\n'))
+      this.#text = undefined
+    }
+    return this.#frame
   }
 
-  #encoded(newline: Newline): Frame {
-    return new Frame(encodeAs(this.id, this.entry.event, newline))
+  /** All who wanted it at once have it. Who comes back for it has it encoded again, if nobody had. */
+  settle(): void {
+    this.#text = undefined
+  }
+
+  #encoded(newline: Newline): string {
+    return encodeAs(this.id, this.entry.event, newline)
   }
 
   /** The event for filters. */

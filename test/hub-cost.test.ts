@@ -7,7 +7,7 @@ import { StreamCore } from '../src/stream-core.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
 import { makeHub } from './support/hub.ts'
-import { collect } from './support/heap.ts'
+import { collect, memory } from './support/heap.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const makeLarge = (): Hub => makeHub({ maxChannels: 20_000 })
@@ -97,6 +97,15 @@ describe('a publish', () => {
     }
     expect([...logs].reduce((sum, { events }) => sum + events, 0)).to.equal(10)
     expect(hub.stats().window.events).to.equal(10)
+  })
+
+  it('that nobody here wants costs what it says, and no second copy of that as bytes', async () => {
+    const hub = makeLarge()
+    const size = 10_000
+    const before = memory()
+    // Each with data of its own, flat.
+    for (let i = 0; i < 500; i++) await hub.publish('a', Buffer.alloc(size, `${i} `).toString('latin1'))
+    expect((memory() - before) / 500).to.be.within(size, 1.5 * size)
   })
 
   it('asks the filters of its channel’s subscribers only, once each', async () => {
