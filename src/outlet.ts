@@ -1,5 +1,4 @@
 import type { ServerResponse } from 'node:http'
-import type { Socket } from 'node:net'
 import type { PassThrough } from 'node:stream'
 import { Backlog, bytesOf, type Piece } from './backlog.ts'
 import { Body, type BodyOwner } from './body.ts'
@@ -31,8 +30,6 @@ export class Outlet implements BodyOwner, Gatherer {
   // What every write touches stands first, close together.
   /** `undefined`: not known yet. `null`: over. */
   #sink: PassThrough | Response | null | undefined
-  /** Chunks may go to it. */
-  #socket: Socket | undefined
   readonly #backlog = new Backlog()
   /** Bytes that have left here, or were dropped. */
   #past = 0
@@ -262,8 +259,8 @@ export class Outlet implements BodyOwner, Gatherer {
   /** Past the body, into the response. Returns who is full now. */
   #write(what: Piece): Draining | undefined {
     if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
-      this.#socket ??= chunkSocket(this.#chunks)
-      if (this.#socket !== undefined) return writeChunk(this.#socket, what) ? undefined : this.#socket
+      const socket = chunkSocket(this.#chunks)
+      if (socket !== undefined) return writeChunk(socket, what) ? undefined : socket
     }
     return writeResponse(this.#res, what) ? undefined : this.#res
   }

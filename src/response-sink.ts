@@ -12,8 +12,10 @@ export const mayChunk = (res: Response): res is ServerResponse => !('stream' in 
 /**
  * The socket, if chunks may go to it past the response: nothing of the response's own is queued that would have to come first (what the
  * socket itself has queued does come first), nobody has replaced `res.write` to see what is written, and the head says that chunks follow. If the
- * head has not left yet, it leaves now, in one write with the first chunk. Once chunks may go there, they always may: the response queues
- * nothing any more, it hands on.
+ * head has not left yet, it leaves now, in one write with the first chunk.
+ *
+ * To be asked before each chunk: what was written the response's own way stays there for a while where it is corked, by somebody or,
+ * from Node 26 on, by itself until the end of the turn.
  */
 export const chunkSocket = (res: ServerResponse): Socket | undefined => {
   const { socket } = res

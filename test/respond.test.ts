@@ -52,6 +52,29 @@ describe('the short way of the bytes', () => {
     })
   }
 
+  for (const corked of [false, true]) {
+    it(`is left while the response has something queued of its own${corked ? ', for it was corked' : ''}`, async () => {
+      let ctx: Context | undefined
+      const { url } = await serve(
+        koa(sse(), given => {
+          ctx = given
+          ctx.sse.open()
+        }),
+      )
+      const client = await connect(url)
+      await client.next()
+      if (corked) ctx!.res.cork()
+      // Bytes go the response's way, text goes to the socket.
+      for (const write of [() => ctx!.sse.send('first'), () => ctx!.sse.body.write('data: bytes\n\n'), () => ctx!.sse.send('last')]) {
+        void write()
+        await new Promise<void>(resolve => process.nextTick(resolve))
+      }
+      if (corked) ctx!.res.uncork()
+      expect(await client.take(3)).to.deep.equal(['first', 'bytes', 'last'])
+      client.destroy()
+    })
+  }
+
   direct?.('lets one response that throws keep nobody else from an event', async () => {
     const hub = new Hub()
     const broken = new Error('on purpose')
