@@ -54,7 +54,8 @@ export class EventStream {
    * Sends what `source` yields, an event each, as fast as the client reads and no faster, and ends the stream with it.
    *
    * When the stream ends first, the source is released at once, even while it owes an item: the signal is aborted, an iterator's
-   * `return()` called, a Readable destroyed, a ReadableStream cancelled. An ended stream releases it unread.
+   * `return()` called, a Readable destroyed, a ReadableStream cancelled. An ended stream releases it unread: a generator that has not begun runs no
+   * `finally`, so give what it has started already the signal.
    *
    * @returns a promise that resolves when the source has ended or was released. It rejects with the failure of the source, or a
    * `TypeError` for an item that is no event; then the stream ends too, reason `error`, whether or not anybody looks at the promise.

@@ -19,7 +19,7 @@ export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | '
 // What work that is tied to a stream fails of when the stream ends.
 const CONSEQUENCES = new Set(['ABORT_ERR', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
 // The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
-const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_)/
+const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT)/
 const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
 
 /** Whether an error of a handler follows from how its stream has ended, and is no news. */
@@ -46,6 +46,8 @@ export interface StreamSettings {
 export interface Answer {
   readonly body: unknown
   readonly status: number
+  /** Somebody has set the status, or answers past Koa. */
+  readonly isDecided: boolean
 }
 
 /** One request, as the middleware shows it to its stream. */

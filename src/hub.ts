@@ -25,7 +25,7 @@ import { closedError, Publisher } from './publisher.ts'
 import { checkCloseOptions, shutDown, type CloseOptions, type Farewell } from './shutdown.ts'
 import { checkSource, type Source } from './source.ts'
 import { Subscriber, type Begin, type SubscribeOptions, type Subscription } from './subscription.ts'
-import { checkFunction, checkKeys, expected } from './validate.ts'
+import { checkFunction, checkKeys, expected, yesOrNo } from './validate.ts'
 
 type Channel<Events> = keyof Events & string
 type Channels<Events> = Channel<Events> | Iterable<Channel<Events>>
@@ -193,7 +193,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    */
   disconnect(match: (subscription: Subscription) => boolean): number {
     checkFunction('match', match)
-    const matching = [...this.#members.of(null)].filter(subscriber => match(subscriber))
+    const matching = [...this.#members.of(null)].filter(subscriber => yesOrNo('match', match(subscriber)))
     for (const { stream } of matching) stream.close()
     return matching.length
   }
@@ -243,7 +243,9 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   #requested(ctx: SubscriberContext, channels: Channels<Events>): Set<string> {
     try {
       return checkChannels(channels, this.#maxChannels)
-    } catch {
+    } catch (error) {
+      // What else an iterable of the app's own throws is no fault of the request.
+      if (!(error instanceof TypeError) && !(error instanceof RangeError)) throw error
       return ctx.throw(400, 'Bad channels')
     }
   }
@@ -293,7 +295,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     await shutDown(Array.from(this.#members.streams(), coreOf), { ...farewell, graceMs: Math.max(0, deadline - performance.now()) })
     await within(
       Math.max(0, deadline - performance.now()),
-      this.#broker.close().catch(error => this.#error(error)),
+      // Async, for brokers that throw.
+      (async () => this.#broker.close())().catch(error => this.#error(error)),
     )
     this.#publisher.giveUp()
     const { log } = this.#delivery

@@ -1,7 +1,7 @@
 import type { Context, ExtendableContext, Next } from 'koa'
 import { toError } from './errors.ts'
 import { encode, type SseEvent } from './event.ts'
-import { coreOf, type EventStream } from './event-stream.ts'
+import { coreOf, EventStream } from './event-stream.ts'
 import { follows, type Answer, type Exchange } from './exchange.ts'
 import { brokeWith, closeAfter, destroy, gone, type Request, type Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
@@ -10,6 +10,7 @@ import { checkCloseOptions, jittered, shutDown, type CloseOptions } from './shut
 import type { StreamCore } from './stream-core.ts'
 import { afterMicrotasks } from './turn.ts'
 import { checkSseOptions, type Settings, type SseOptions } from './sse-options.ts'
+import { ignoreRejection } from './validate.ts'
 
 /** What `sse()` adds to Koa's context. */
 export interface SseContext {
@@ -24,7 +25,7 @@ declare module 'koa' {
 /** What {@link sse} returns. */
 export interface SseMiddleware {
   (ctx: ExtendableContext & SseContext, next: Next): Promise<void>
-  /** Streams open through this middleware now. */
+  /** Streams open through this middleware now. Of two `sse()` on one request it is the inner one that counts, and closes. */
   readonly size: number
   /**
    * Ends them all, and resolves when the last response is over, or after `graceMs`. New streams get 503 with `Retry-After`. Called
@@ -83,8 +84,10 @@ class KoaExchange implements Exchange<StreamCore> {
   }
 
   get answer(): Answer {
-    const { body, status } = this.#ctx
-    return { body, status }
+    const { body, status, res } = this.#ctx
+    // Koa's own: a 404 that somebody has set looks like the one that a response begins with.
+    const { _explicitStatus } = this.#ctx.response as { _explicitStatus?: boolean }
+    return { body, status, isDecided: _explicitStatus === true || res.headersSent || this.#ctx.respond === false }
   }
 
   admit(): number | undefined {
@@ -100,21 +103,22 @@ class KoaExchange implements Exchange<StreamCore> {
 
   enter(stream: StreamCore, outlet: Outlet): void {
     const ctx = this.#ctx
-    this.#group.streams.add(stream)
-    this.#group.size++
     // A body that is there already brought its own type along; a type without a body was the handler's choice.
     const { req, res } = ctx
     if (ctx.body != null || !res.hasHeader('Content-Type')) res.setHeader('Content-Type', 'text/event-stream')
     if (!res.hasHeader('Cache-Control')) res.setHeader('Cache-Control', 'no-cache, no-transform')
     if (!res.hasHeader('X-Accel-Buffering')) res.setHeader('X-Accel-Buffering', 'no')
-    if (req.httpVersion === '1.1' && !res.hasHeader('Connection')) {
-      if (!res.shouldKeepAlive) closeAfter(req, res)
+    // Otherwise Node says so itself, and for how long; or says that this was the connection's last response.
+    if (req.httpVersion === '1.1' && !res.shouldKeepAlive && !res.hasHeader('Connection')) {
+      closeAfter(req, res)
       res.setHeader('Connection', 'keep-alive')
     }
     // It would cut the stream short.
     ctx.remove('Content-Length')
     ctx.body = outlet.body
     respondDirectly(ctx, outlet)
+    this.#group.streams.add(stream)
+    this.#group.size++
   }
 
   #refuse(): never {
@@ -147,8 +151,7 @@ class KoaExchange implements Exchange<StreamCore> {
     try {
       const last: unknown = this.settings.onError?.(error, ctx)
       // An async one is a mistake that must not end the process.
-      // oxlint-disable-next-line promise/no-promise-in-callback
-      if (last instanceof Promise) last.catch(() => {})
+      ignoreRejection(last)
       if (last !== undefined) return encode(last as string | SseEvent, this.settings.newline)
     } catch {
       // One that fails, or returns rubbish, has no last event.
@@ -216,8 +219,8 @@ export const sse = (options: SseOptions = {}): SseMiddleware => {
 
   const middleware = (ctx: ExtendableContext & SseContext, next: Next): Promise<void> => {
     const exchange = new KoaExchange(ctx as Context, group)
-    const existing = ctx.sse as EventStream | undefined
-    const reused = existing !== undefined && (existing instanceof Stream || coreOf(existing).wasOpened)
+    const existing: unknown = ctx.sse
+    const reused = existing instanceof EventStream && (existing instanceof Stream || coreOf(existing).wasOpened)
     if (!reused) ctx.sse = new Stream(exchange)
     const stream = coreOf(ctx.sse)
     if (reused) stream.use(exchange)

@@ -66,8 +66,8 @@ export class Pipes {
   /** Throws why the stream was not opened, unless somebody has answered otherwise. */
   throwFailure(): void {
     if (this.#owner.wasOpened || this.#failure === undefined) return
-    const { body, status } = this.#owner.answer
-    if (body !== this.#before?.body || status !== this.#before?.status) return
+    const { body, status, isDecided } = this.#owner.answer
+    if (body !== this.#before?.body || status !== this.#before?.status || isDecided !== this.#before?.isDecided) return
     const { error } = this.#failure
     // Koa takes nothing for no error.
     throw error ?? toError(error)

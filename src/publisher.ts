@@ -46,7 +46,9 @@ export class Publisher {
     if (bytes > this.#maxEventBytes) {
       throw new SseError('ERR_SSE_EVENT_TOO_LARGE', `The event has ${bytes} bytes on the wire, and maxEventBytes is ${this.#maxEventBytes}`)
     }
-    return this.#closed ? refused() : this.#hand(channel, text)
+    if (this.#closed) return unwatched(Promise.reject(closedError()))
+    const handed: Handed = {}
+    return (handed.promise = this.#hand(channel, text, handed))
   }
 
   /** Publishes what a source yields. Resolves when it has ended or `signal` was aborted. */
@@ -96,7 +98,7 @@ export class Publisher {
     this.#gaveUp.resolve()
   }
 
-  async #hand(channel: string | null, event: SseEvent): Promise<string> {
+  async #hand(channel: string | null, event: SseEvent, handed: Handed): Promise<string> {
     this.#count++
     try {
       if (!this.#open || this.#early > 0) {
@@ -113,6 +115,9 @@ export class Publisher {
       const later = this.#pace()
       if (later !== undefined) await later
       return event.id ?? id
+    } catch (error) {
+      if (this.#closed && handed.promise !== undefined) void unwatched(handed.promise)
+      throw error
     } finally {
       if (--this.#count === 0) this.#onIdle?.()
     }
@@ -124,6 +129,11 @@ export class Publisher {
     this.#turn = now
     return ++this.#inTurn > PUBLISHES_PER_TURN ? nextTurn() : undefined
   }
+}
+
+/** A publish under way. */
+interface Handed {
+  promise?: Promise<string>
 }
 
 /** The event as it is now, its data serialised once and for all. */
@@ -141,11 +151,10 @@ const textOf = (event: string | SseEvent): SseEvent => {
   }
 }
 
-const refused = (): Promise<string> => {
-  const rejection = Promise.reject<string>(closedError())
-  // Whoever publishes while the process shuts down, and does not wait for it, must not end it in another way.
-  rejection.catch(() => {})
-  return rejection
+/** Whoever publishes while the process shuts down, and does not wait for it, must not end it in another way. */
+const unwatched = (promise: Promise<string>): Promise<string> => {
+  promise.catch(() => {})
+  return promise
 }
 
 export const closedError = (): SseError => new SseError('ERR_SSE_HUB_CLOSED', 'The hub is closed')

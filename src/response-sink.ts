@@ -19,7 +19,7 @@ export const mayChunk = (res: Response): res is ServerResponse => !('stream' in 
  */
 export const chunkSocket = (res: ServerResponse): Socket | undefined => {
   const { socket } = res
-  if (socket === null || res.write !== write) return
+  if (socket === null || res.write !== write || IS_REPLACED) return
   if (!res.headersSent) {
     socket.cork()
     process.nextTick(uncork, socket)
@@ -33,6 +33,8 @@ const uncork = (socket: Socket): void => socket.uncork()
 // A replacement may stand on the response, in a subclass, or in its place in Node.
 // oxlint-disable-next-line typescript/unbound-method -- only to compare
 const { write } = ServerResponse.prototype
+// By whoever was loaded before us: Node's own stands on the prototype of this prototype.
+const IS_REPLACED = Object.hasOwn(ServerResponse.prototype, 'write')
 
 /**
  * Writes text or a frame as a chunk. A frame's bytes go to all sockets as they are: Node's own way costs each client three more

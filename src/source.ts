@@ -1,6 +1,6 @@
 import type { ReadableStream } from 'node:stream/web'
 import { TextDecoder } from 'node:util'
-import { expected, isObject } from './validate.ts'
+import { expected, ignoreRejection, isObject, isThenable } from './validate.ts'
 import { type SseEvent } from './event.ts'
 
 /** What a {@link Source} function may return: anything that holds items, now or over time. */
@@ -52,8 +52,6 @@ const attempt = (action: () => unknown): boolean => {
   }
 }
 
-const isThenable = (value: unknown): value is PromiseLike<unknown> => isObject(value) && 'then' in value
-
 const KINDS = 'an iterable, an async iterable, a Readable, a ReadableStream, or a function that returns one'
 
 const isIterable = (value: object, method: symbol): boolean => typeof Reflect.get(value, method) === 'function'
@@ -92,8 +90,8 @@ const toReader = (items: unknown): Reader => {
   if (isNodeReadable(items)) {
     const iterator = items[Symbol.asyncIterator]()
     const release = (): boolean => {
-      items.on('error', ignore)
-      items.destroy()
+      attempt(() => items.on('error', ignore))
+      attempt(() => items.destroy())
       return attempt(() => iterator.return?.())
     }
     return { next: () => iterator.next(), release }
@@ -208,7 +206,10 @@ export class Drain {
 
   #mapped(item: unknown): string | SseEvent {
     try {
-      return this.#map!(item as never)
+      const event: unknown = this.#map!(item as never)
+      // An async one is refused as what it is, no event; how it fails is no second news.
+      ignoreRejection(event)
+      return event as string | SseEvent
     } catch (cause) {
       if (cause instanceof TypeError) throw cause
       throw new TypeError(`\`map\` threw: ${cause instanceof Error ? cause.message : String(cause)}`, { cause })

@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { PassThrough } from 'node:stream'
 import { Clocks, type ClocksOwner } from './clocks.ts'
 import { deferred, type Deferred } from './deferred.ts'
@@ -69,6 +70,8 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     if (this.#controller === undefined) {
       this.#watch()
       this.#controller = new AbortController()
+      // Many may wait for the end of one stream: each of its sources, to begin with.
+      setMaxListeners(0, this.#controller.signal)
       if (this.#reason !== undefined) this.#controller.abort()
     }
     return this.#controller.signal
@@ -143,17 +146,20 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     if (this.#outlet !== undefined || this.#reason !== undefined) return
     // A task that a handler left behind cannot know of its failure, and is not worth a second one.
     if (this.#isAnswered) return
+    this.#throwIfSent()
     const { req, res } = this.#exchange
-    if (res.headersSent) {
-      throw new SseError(
-        'ERR_SSE_NOT_OPEN',
-        'The handler returned before the stream was open, and Koa has answered: call ctx.sse.open() before you return',
-      )
-    }
     if (gone(req, res)) {
       this.#end('client', 'discard')
       this.#opened()
     } else this.#openNow(this.#exchange.admit())
+  }
+
+  #throwIfSent(): void {
+    if (!this.#exchange.res.headersSent) return
+    throw new SseError(
+      'ERR_SSE_NOT_OPEN',
+      'The handler returned before the stream was open, and Koa has answered: call ctx.sse.open() before you return',
+    )
   }
 
   /** `later`: the client is told to come back after so long, and nothing else. */
@@ -203,8 +209,10 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     const { req, res } = this.#exchange
     if (this.#reason !== undefined) return
     if (gone(req, res)) this.#end('client', 'discard')
-    else if (this.#outlet === undefined) this.#openNow(this.#exchange.turnAway(politely))
-    else this.#end('closed', 'end', encode({ retry: this.#exchange.turnAway(true) }, this.newline))
+    else if (this.#outlet === undefined) {
+      this.#throwIfSent()
+      this.#openNow(this.#exchange.turnAway(politely))
+    } else this.#end('closed', 'end', encode({ retry: this.#exchange.turnAway(true) }, this.newline))
   }
 
   // --- what becomes of the handler

@@ -5,6 +5,7 @@ import type { Feed } from './exchange.ts'
 import type { Log } from './log.ts'
 import { notice, SharedEvent, type HubEvent } from './shared-event.ts'
 import type { StreamCore } from './stream-core.ts'
+import { yesOrNo } from './validate.ts'
 
 /** A stream's place in a hub. */
 export interface Subscription {
@@ -270,13 +271,7 @@ export class Subscriber implements Subscription, Feed {
 
   #passes(event: SharedEvent): boolean {
     try {
-      const passes: unknown = this.#filter!(event.view)
-      // It would let everything through.
-      if (passes instanceof Promise) {
-        passes.catch(() => {})
-        throw new TypeError('Expected `filter` to return a boolean, got a promise: look up what it needs before you subscribe')
-      }
-      return Boolean(passes)
+      return yesOrNo('filter', this.#filter!(event.view))
     } catch (error) {
       this.#home.error(error)
       return false

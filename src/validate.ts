@@ -56,6 +56,20 @@ export const checkString = (name: string, value: unknown): string => {
   return value
 }
 
+export const isThenable = (value: unknown): value is PromiseLike<unknown> => isObject(value) && 'then' in value && typeof value.then === 'function'
+
+/** Nobody has to look at it, whatever it is. */
+export const ignoreRejection = (value: unknown): void => {
+  if (isThenable(value)) value.then(undefined, () => {})
+}
+
+/** What an app's function says, yes or no. A promise would mean yes, whatever it holds. */
+export const yesOrNo = (name: string, answer: unknown): boolean => {
+  if (!isThenable(answer)) return Boolean(answer)
+  ignoreRejection(answer)
+  throw new TypeError(`Expected \`${name}\` to return a boolean, got a promise: look up what it needs beforehand`)
+}
+
 export const checkFunction = <T>(name: string, value: T): T => {
   if (typeof value !== 'function') throw new TypeError(expected(name, 'a function', value))
   return value

@@ -1,0 +1,332 @@
+import { spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { Agent, createServer, request } from 'node:http'
+import { connect as connectSocket, type AddressInfo } from 'node:net'
+import { PassThrough, Readable } from 'node:stream'
+import { expect } from 'chai'
+import type { Context } from 'koa'
+import { Hub, MemoryBroker, sse, type Broker } from 'koa-sse'
+import { connect } from './support/client.ts'
+import { makeHub, serveStreams } from './support/hub.ts'
+import { failure, signalled } from './support/promises.ts'
+import { koa, serve, until } from './support/serve.ts'
+import { startWith } from './support/start.ts'
+import { VERSIONS } from './support/versions.ts'
+
+// What the app, Node and others do around a stream, each with its own right.
+
+const boom = new Error('boom')
+
+const broken = (): Readable =>
+  new Readable({
+    read() {
+      this.destroy(boom)
+    },
+  })
+
+describe('the connection that a stream leaves behind', () => {
+  /** The head of a stream that has ended, read with keep-alive. */
+  const heads = async (port: number, times: number): Promise<[status: number | undefined, connection: string | undefined, keeps: unknown][]> => {
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 })
+    const all: [number | undefined, string | undefined, unknown][] = []
+    for (let i = 0; i < times; i++) {
+      const req = request({ port, host: '127.0.0.1', agent }).end()
+      const [response] = await once(req, 'response')
+      response.resume()
+      await once(response, 'end')
+      all.push([response.statusCode, response.headers.connection, response.headers['keep-alive']])
+    }
+    agent.destroy()
+    return all
+  }
+
+  it('is kept as long as Node says, and says so', async () => {
+    const { port, server } = await startWith({}, ctx => ctx.sse.pipe(['x']))
+    server.keepAliveTimeout = 7_000
+    expect(await heads(port, 2)).to.deep.equal([
+      [200, 'keep-alive', 'timeout=7'],
+      [200, 'keep-alive', 'timeout=7'],
+    ])
+  })
+
+  it('is not offered again after its last request', async () => {
+    const { port, server } = await startWith({}, ctx => ctx.sse.pipe(['x']))
+    server.maxRequestsPerSocket = 2
+    const seen = await heads(port, 4)
+    expect(seen.map(([status, connection]) => [status, connection])).to.deep.equal([
+      [200, 'keep-alive'],
+      [200, 'close'],
+      [200, 'keep-alive'],
+      [200, 'close'],
+    ])
+  })
+})
+
+for (const [version, koaOf] of VERSIONS) {
+  describe(`a client that Node cuts off for being slow with its requests, on Koa ${version}`, () => {
+    for (const [what, text] of Object.entries({
+      'the body of this one': 'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc',
+      'the head of the next one': 'GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT',
+    })) {
+      it(`(${what}) is a client that left, and no failure`, async () => {
+        let told = 0
+        let tell!: (reason: string) => void
+        const reason = new Promise<string>(resolve => (tell = resolve))
+        const app = koaOf(sse({ onError: () => void told++ }), (ctx: Context) => {
+          void ctx.sse.closed.then(tell)
+          void ctx.sse.send('x')
+        })
+        const errors: unknown[] = []
+        app.on('error', error => errors.push(error))
+        const handle = app.callback()
+        const server = createServer({ requestTimeout: 60, headersTimeout: 40, connectionsCheckingInterval: 20 }, (req, res) => void handle(req, res))
+        await new Promise<void>(done => server.listen(0, '127.0.0.1', done))
+        const socket = connectSocket((server.address() as AddressInfo).port, '127.0.0.1')
+        socket.on('error', () => {}).resume()
+        socket.write(text)
+        const left = await reason
+        await new Promise<void>(done => void server.close(() => done()))
+        expect(left).to.equal('client')
+        expect(told).to.equal(0)
+        expect(errors).to.deep.equal([])
+      })
+    }
+  })
+}
+
+describe('a publish that nobody awaits', () => {
+  it('and that still waits for its broker when the hub closes, ends no process', async () => {
+    for (const fails of [true, false]) {
+      const broker: Broker = new MemoryBroker()
+      const away = signalled()
+      broker.publish = async () => {
+        await away.promise
+        throw boom
+      }
+      const hub = new Hub({ broker })
+      // An unhandled rejection fails the test.
+      const published = hub.publish('a', 'x')
+      await new Promise(resolve => setImmediate(resolve))
+      const closing = hub.close({ graceMs: 20 })
+      if (fails) away.go()
+      await closing
+      away.go()
+      await new Promise(resolve => setImmediate(resolve))
+      expect(await failure(() => published)).to.equal(boom)
+    }
+  })
+
+  it('and that waits for a broker that never started, ends none either', async () => {
+    const broker: Broker = new MemoryBroker()
+    broker.start = () => new Promise(() => {})
+    const hub = new Hub({ broker })
+    const published = hub.publish('a', 'x')
+    await hub.close({ graceMs: 20 })
+    await new Promise(resolve => setImmediate(resolve))
+    expect(await failure(() => published)).to.have.property('code', 'ERR_SSE_HUB_CLOSED')
+  })
+})
+
+describe('a broker whose close() throws', () => {
+  it('is told of, and the hub is closed', async () => {
+    const broker: Broker = new MemoryBroker()
+    broker.close = () => {
+      throw boom
+    }
+    const hub = new Hub({ broker })
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    await hub.close()
+    expect(errors).to.deep.equal([boom])
+  })
+})
+
+describe('an async function where none may be', () => {
+  it('as map, fails the source once, and how it ends itself is no news', async () => {
+    const { url, app } = await startWith({}, ctx => ctx.sse.pipe(['x'], { map: (async () => Promise.reject(boom)) as never }))
+    const client = await connect(url)
+    expect(await client.ended).to.equal('cut')
+    await new Promise(resolve => setImmediate(resolve))
+    expect(app.errors).to.have.lengthOf(1)
+    expect(app.errors[0]).to.be.instanceOf(TypeError)
+    const hub = makeHub()
+    expect(await failure(() => hub.pipe('a', ['x'], { map: (async () => Promise.reject(boom)) as never }))).to.be.instanceOf(TypeError)
+    await new Promise(resolve => setImmediate(resolve))
+  })
+
+  it('as what hub.disconnect() asks, is a TypeError and disconnects nobody', async () => {
+    const hub = makeHub()
+    const { url, streams } = await serveStreams()
+    await connect(url)
+    await hub.subscribe(streams[0]!, 'a')
+    expect(() => hub.disconnect((async () => Promise.reject(boom)) as never)).to.throw(TypeError, /`match`.*promise/)
+    await new Promise(resolve => setImmediate(resolve))
+    expect(hub.count()).to.equal(1)
+  })
+
+  it('as a filter, lets nothing through, whatever kind of promise it returns', async () => {
+    const hub = makeHub()
+    const errors: unknown[] = []
+    hub.on('error', error => errors.push(error))
+    const { url, streams } = await serveStreams()
+    const client = await connect(url)
+    // oxlint-disable-next-line unicorn/no-thenable -- a promise of another realm, say
+    await hub.subscribe(streams[0]!, 'a', { filter: () => ({ then: () => {} }) as never })
+    await hub.publish('a', 'secret')
+    await streams[0]!.send('sentinel')
+    expect((await client.event()).event).to.equal('stream-position')
+    expect(await client.take(1)).to.deep.equal(['sentinel'])
+    expect(errors.map(String).join('')).to.match(/^TypeError: .*`filter`.*promise/)
+  })
+})
+
+describe('a handler that catches what a first-event pipe fails of', () => {
+  it('is heard with a bare status, 404 too', async () => {
+    for (const status of [404, 410]) {
+      const { url, app } = await startWith({}, async ctx => {
+        try {
+          await ctx.sse.pipe(broken(), { head: 'first-event' })
+        } catch {
+          ctx.status = status
+        }
+      })
+      expect((await fetch(url)).status).to.equal(status)
+      expect(app.errors).to.deep.equal([])
+    }
+  })
+
+  it('is heard past Koa', async () => {
+    const { url, app } = await startWith({}, async ctx => {
+      try {
+        await ctx.sse.pipe(broken(), { head: 'first-event' })
+      } catch {
+        ctx.respond = false
+        ctx.res.writeHead(418).end()
+      }
+    })
+    expect((await fetch(url)).status).to.equal(418)
+    expect(app.errors).to.deep.equal([])
+  })
+})
+
+describe('a Readable whose destroy() throws', () => {
+  it('does not keep its stream from ending', async () => {
+    const source = new Readable({ read() {} })
+    source.destroy = () => {
+      throw boom
+    }
+    const { url, arrived, app } = await startWith({}, ctx => ctx.sse.pipe(source))
+    const client = await connect(url)
+    const { sse: stream } = await arrived
+    stream.close()
+    expect(await client.ended).to.equal('clean')
+    expect(await stream.closed).to.equal('closed')
+    expect(app.errors).to.deep.equal([])
+  })
+})
+
+describe('a subscription that comes when another answer is under way', () => {
+  for (const whenFull of ['retry', 'refuse'] as const) {
+    it(`to a full hub is refused, and takes no place in sse() (whenFull: '${whenFull}')`, async () => {
+      const hub = makeHub({ maxSubscribers: 1 })
+      const streams = sse({ whenFull })
+      const body = new PassThrough()
+      let ctx: Context | undefined
+      const app = koa(streams, async given => {
+        if (given.path === '/first') return void (await hub.subscribe(given.sse, 'x'))
+        ctx = given
+        given.body = body
+        body.write('x')
+      })
+      const { url } = await serve(app)
+      await connect(`${url}/first`)
+      await until(() => hub.count() === 1)
+      const other = await connect(`${url}/other`)
+      await until(() => other.text === 'x')
+      const refused = await failure(() => hub.subscribe(ctx!.sse, 'x'))
+      expect(refused).to.have.property('code', 'ERR_SSE_NOT_OPEN')
+      expect(streams.size).to.equal(1)
+      body.end('y')
+      expect(await other.ended).to.equal('clean')
+      expect(other.text).to.equal('xy')
+    })
+  }
+})
+
+describe('channels that an app’s own iterable gives', () => {
+  it('are a 400 when they are bad, and what the iterable throws is the app’s', async () => {
+    const hub = makeHub()
+    const { url, app } = await startWith({}, async ctx =>
+      hub.subscriber((given: Context) => {
+        const channels = function* (): Generator<string> {
+          if (given.path === '/forbidden') given.throw(403)
+          if (given.path === '/broken') throw boom
+          yield ''
+        }
+        return channels()
+      })(ctx, async () => {}),
+    )
+    expect((await fetch(`${url}/bad`)).status).to.equal(400)
+    expect((await fetch(`${url}/forbidden`)).status).to.equal(403)
+    expect((await fetch(`${url}/broken`)).status).to.equal(500)
+    expect(app.errors.at(-1)).to.equal(boom)
+  })
+})
+
+describe('many who wait for the end of one stream', () => {
+  it('are no leak to be warned of', async () => {
+    const warnings: Error[] = []
+    const warned = (warning: Error): void => void warnings.push(warning)
+    process.on('warning', warned)
+    const { url } = await startWith({}, ctx => {
+      for (let i = 0; i < 30; i++) ctx.sse.signal.addEventListener('abort', () => {})
+      void ctx.sse.send('x')
+    })
+    await (await connect(url)).event()
+    await new Promise(resolve => setImmediate(resolve))
+    process.removeListener('warning', warned)
+    expect(warnings).to.deep.equal([])
+  })
+})
+
+describe('a ctx.sse of somebody else’s', () => {
+  it('gives way', async () => {
+    const { url } = await startWith(
+      {},
+      ctx => ctx.sse.pipe(['x']),
+      (ctx, next) => {
+        ctx['sse'] = { send: () => {} } as never
+        return next()
+      },
+    )
+    expect(await (await connect(url)).take(1)).to.deep.equal(['x'])
+  })
+})
+
+describe('who has replaced ServerResponse’s write before koa-sse was loaded', () => {
+  it('sees every byte', () => {
+    const script = `
+      import http from 'node:http'
+      let seen = ''
+      const { write } = http.OutgoingMessage.prototype
+      http.ServerResponse.prototype.write = function (...args) { seen += args[0]; return write.apply(this, args) }
+      const { sse } = await import('koa-sse')
+      const { default: Koa } = await import('koa')
+      const app = new Koa().use(sse()).use(ctx => ctx.sse.pipe(['x', 'y']))
+      const server = app.listen(0, '127.0.0.1', async () => {
+        const text = await (await fetch('http://127.0.0.1:' + server.address().port)).text()
+        server.close()
+        server.closeAllConnections()
+        process.stdout.write(JSON.stringify([seen, text]))
+      })`
+    const { stdout, stderr } = spawnSync(
+      process.execPath,
+      ['--conditions', '@koa-sse/source', '--import', 'tsx', '--input-type=module', '-e', script],
+      {
+        encoding: 'utf8',
+      },
+    )
+    const [seen, text] = JSON.parse(stdout || JSON.stringify([stderr])) as [string, string]
+    expect(seen).to.equal(text).and.to.include('data: y')
+  })
+})
