@@ -48,6 +48,15 @@ const OVERRIDES = {
   keyPrefix: '',
 }
 
+/** What stands in a URL would go before what an option says, and be text. */
+const withoutOverridden = (url: string): string => {
+  const at = url.indexOf('?')
+  if (at === -1) return url
+  const query = new URLSearchParams(url.slice(at))
+  for (const name of Object.keys(OVERRIDES)) query.delete(name)
+  return `${url.slice(0, at)}?${query.toString()}`
+}
+
 /** Loads ioredis. Rejects with an `SseError` that says what to install. */
 export const loadRedis = async (load: Load = async () => import('ioredis')): Promise<RedisClass> => {
   try {
@@ -83,9 +92,9 @@ export class Connection {
     this.redis =
       typeof server === 'object'
         ? new Redis({ ...server, ...OVERRIDES } as RedisOptions)
-        : new Redis(server ?? 'redis://localhost:6379', OVERRIDES as RedisOptions)
+        : new Redis(withoutOverridden(server ?? 'redis://localhost:6379'), OVERRIDES as RedisOptions)
     this.address = address
-    // By assignment, since what stands in a URL would go before what an option says.
+    // By assignment: here too the URL would go first.
     if (address !== undefined) Object.assign(this.redis.options, { host: address.host, port: address.port, path: undefined })
     // Without a listener ioredis prints; and what it says at the end is less than what it said here.
     this.redis.on('error', error => (this.#error = error))

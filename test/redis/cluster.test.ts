@@ -67,7 +67,10 @@ describe('RedisBroker on a Redis Cluster', function () {
 
   for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
     it(`finds the node that has the log, whichever it asks first: publishes, follows and reads, with ioredis ${version}`, async () => {
-      const [a, b] = [await startedNode(cluster.others[0]!.url, {}, { load }), await startedNode(cluster.replica.options, {}, { load })]
+      const [a, b] = [
+        await startedNode(`${cluster.others[0]!.url}?keyPrefix=x`, {}, { load }),
+        await startedNode(cluster.replica.options, {}, { load }),
+      ]
       const first = await passes('1', a, a, b)
       await passes('2', b, a, b)
       expect(a.sink.events).to.deep.equal(b.sink.events)

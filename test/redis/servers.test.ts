@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { encodeFields } from '../../src/redis/entry.ts'
+import type { Parts } from '../../src/redis/redis-broker.ts'
 import { freePort, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
 import { closeNodes, KEY, node, passes, startedNode } from './support.ts'
@@ -71,6 +72,19 @@ describe('RedisBroker, on a server that', function () {
       rmSync(folder, { recursive: true })
     }
   })
+
+  for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
+    it(`is named by a URL that asks for what the broker overrides: it overrides that all the same, with ioredis ${version}`, async () => {
+      const server = await start()
+      const asked = ['connectTimeout=1000', 'keyPrefix=app:', 'socketTimeout=50', 'monitor=true', 'readOnly=true', 'lazyConnect=', 'retryStrategy=5']
+      // Each by itself: any of them can hide another.
+      const nodes = await Promise.all(asked.map(async each => startedNode(`${server.url}?db=1&${each}`, {}, { load, block: 100 })))
+      await passes('x', nodes[0]!, ...nodes)
+      await server.command('SELECT', 1)
+      expect(await server.command('KEYS', '*')).to.deep.equal([KEY])
+      for (const { broker, sink } of nodes) expect([broker.stats().reconnects, sink.errors]).to.deep.equal([0, []])
+    })
+  }
 
   it('evicts the log: every node reports that it was lost, and goes on', async () => {
     const server = await start()
