@@ -118,6 +118,9 @@ export class Connection {
   async open(): Promise<this> {
     await this.within(OPEN_TIMEOUT, async () => {
       await this.redis.connect()
+      const { db } = this.redis.options
+      // ioredis has asked for it, and goes on in the first one if it may not.
+      if (db !== 0 && db != null) await this.call('SELECT', db)
       if (!this.#checkRole) return
       // A Sentinel may name a master that is one no more.
       const [role] = (await this.call('ROLE')) as [string]

@@ -86,6 +86,23 @@ describe('RedisBroker, on a server that', function () {
     })
   }
 
+  for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
+    it(`has no such database, or does not let us select it: tells that, and leaves the others alone, with ioredis ${version}`, async () => {
+      const server = await start()
+      await server.command('ACL', 'SETUSER', 'app', 'on', '>secret', 'allkeys', '+@all', '-select')
+      const none = node(`${server.url}/99`, {}, { load })
+      const forbidden = node({ ...server.options, username: 'app', password: 'secret', db: 1 }, {}, { load })
+      await until(() => [none, forbidden].every(({ broker }) => broker.stats().reconnects > 0))
+      expect(String(none.sink.errors)).to.equal('ReplyError: ERR DB index is out of range')
+      expect(String(forbidden.sink.errors)).to.match(/^ReplyError: NOPERM [^,]* 'select' command/)
+      expect(await server.command('KEYS', '*')).to.deep.equal([])
+      await server.command('ACL', 'SETUSER', 'app', '+select')
+      await forbidden.started
+      await server.command('SELECT', 1)
+      expect(await server.command('KEYS', '*')).to.deep.equal([KEY])
+    })
+  }
+
   it('evicts the log: every node reports that it was lost, and goes on', async () => {
     const server = await start()
     const parts = { block: 300 }
