@@ -23,6 +23,8 @@ export interface Address {
 
 // From the beginning of a connection to the end of its handshake.
 const OPEN_TIMEOUT = 5_000
+// What one Sentinel may take of that, so that the next ones are asked.
+const SENTINEL_TIMEOUT = 1_500
 const SENTINEL_ROLE = 'master'
 
 const OVERRIDES = {
@@ -48,6 +50,8 @@ const OVERRIDES = {
   keyPrefix: '',
 }
 
+const SENTINEL_OVERRIDES = { ...OVERRIDES, connectTimeout: SENTINEL_TIMEOUT, sentinelCommandTimeout: SENTINEL_TIMEOUT }
+
 /** What stands in a URL would go before what an option says, and be text. */
 const withoutOverridden = (url: string): string => {
   const at = url.indexOf('?')
@@ -69,6 +73,14 @@ export const loadRedis = async (load: Load = async () => import('ioredis')): Pro
 /** Whether Redis itself answered with an error, and the connection is well. */
 export const isReply = (error: unknown): error is Error => error instanceof Error && error.name === 'ReplyError'
 
+/** The same, but another Sentinel is asked first each time: the many that are dead must not take up all the time there is. */
+export const rotated = (server: Server, turns: number): Server => {
+  if (typeof server !== 'object' || server.sentinels == null) return server
+  const { sentinels } = server
+  const first = turns % sentinels.length
+  return { ...server, sentinels: [...sentinels.slice(first), ...sentinels.slice(0, first)] }
+}
+
 /**
  * One connection to Redis, used once: it is never made again behind our back, and nothing is sent again by it. Whatever goes
  * wrong with it ends it, and everything under way rejects.
@@ -81,6 +93,7 @@ export class Connection {
   /** Undefined: the server's own. */
   readonly address: Address | undefined
   readonly #checkRole: boolean
+  #giveUp: ((error: unknown) => void) | undefined
   #error: unknown
   #over = false
   #ended!: () => void
@@ -91,7 +104,7 @@ export class Connection {
   constructor(Redis: RedisClass, server: Server, address?: Address) {
     this.redis =
       typeof server === 'object'
-        ? new Redis({ ...server, ...OVERRIDES } as RedisOptions)
+        ? new Redis({ ...server, ...(server.sentinels == null ? OVERRIDES : SENTINEL_OVERRIDES) } as RedisOptions)
         : new Redis(withoutOverridden(server ?? 'redis://localhost:6379'), OVERRIDES as RedisOptions)
     this.address = address
     // By assignment: here too the URL would go first.
@@ -117,7 +130,7 @@ export class Connection {
   /** Connects. Rejects with the cause, after 5 s at the latest. */
   async open(): Promise<this> {
     await this.within(OPEN_TIMEOUT, async () => {
-      await this.redis.connect()
+      await this.#connect()
       const { db } = this.redis.options
       // ioredis has asked for it, and goes on in the first one if it may not.
       if (db !== 0 && db != null) await this.call('SELECT', db)
@@ -127,6 +140,14 @@ export class Connection {
       if (role !== SENTINEL_ROLE) throw new Error(`The server that the Sentinels name is a ${role}`)
     })
     return this
+  }
+
+  async #connect(): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      // While ioredis asks a Sentinel there is no stream whose end would end this.
+      this.#giveUp = reject
+      this.redis.connect().then(resolve, reject)
+    })
   }
 
   /** Sends a command. */
@@ -159,6 +180,7 @@ export class Connection {
     // Before disconnect(), whose end() would send what is left as soon as the link heals, which may be minutes later.
     if (stream !== undefined) cut(stream)
     this.redis.disconnect()
+    this.#giveUp?.(error)
   }
 }
 

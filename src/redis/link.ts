@@ -1,5 +1,5 @@
 import { SseError } from '../errors.ts'
-import { Connection, isReply, loadRedis, type Load, type Server } from './connection.ts'
+import { Connection, isReply, loadRedis, rotated, type Load, type Server } from './connection.ts'
 import type { Route } from './route.ts'
 
 const SHORTEST_PAUSE = 50
@@ -83,8 +83,7 @@ export class Link {
     for (;;) {
       await this.#pause()
       if (this.#closed) throw closedError()
-      this.attempts++
-      const connection = (this.#next = new Connection(Redis, server, route.next))
+      const connection = (this.#next = new Connection(Redis, rotated(server, this.attempts++), route.next))
       try {
         await connection.open()
         if (this.#closed) continue

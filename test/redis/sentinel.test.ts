@@ -1,13 +1,15 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect } from 'chai'
 import { Redis } from 'ioredis'
+import type { Parts } from '../../src/redis/redis-broker.ts'
 import { freePort, hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
-import { closeNodes, passes, startedNode } from './support.ts'
+import { closeNodes, node, passes, rejection, startedNode } from './support.ts'
 
 const wait = async (ms: number): Promise<void> => new Promise(resolve => setTimeout(resolve, ms))
 
@@ -52,6 +54,45 @@ describe('RedisBroker behind a Sentinel', function () {
     await replica?.stop()
     rmSync(folder, { recursive: true, force: true })
   })
+
+  for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
+    it(`asks the next one when one says nothing, and another one's host is gone, with ioredis ${version}`, async () => {
+      const [silent, gone] = [await RedisServer.start(), await RedisServer.start({ args: ['--tcp-backlog', '1'] })]
+      for (const each of [silent, gone]) each.pause()
+      // With its queue full, the kernel answers nobody there any more.
+      const queue = Array.from({ length: 5 }, () => connect(gone.options).on('error', () => {}))
+      try {
+        const one = node({ sentinels: [silent.options, gone.options, { host: '127.0.0.1', port }], name: 'main' }, {}, { load })
+        await one.started
+        expect([one.broker.stats().reconnects, one.sink.errors]).to.deep.equal([0, []])
+      } finally {
+        for (const each of queue) each.destroy()
+        for (const each of [silent, gone]) await each.stop()
+      }
+    })
+
+    it(`that says nothing is closed: start() and publish() reject at once, and its socket does not stay, with ioredis ${version}`, async () => {
+      const sockets = new Set<Socket>()
+      const silent = createServer(socket => {
+        sockets.add(socket)
+        socket.on('close', () => sockets.delete(socket)).resume()
+      }).listen(0, '127.0.0.1')
+      await once(silent, 'listening')
+      try {
+        const one = node({ sentinels: [{ host: '127.0.0.1', port: (silent.address() as AddressInfo).port }], name: 'main' }, {}, { load })
+        const publishing = rejection(one.broker.publish('a', { data: 'x' }))
+        await until(() => sockets.size > 0)
+        const begin = performance.now()
+        await one.broker.close()
+        for (const each of [await rejection(one.started), await publishing]) expect(each).to.have.property('code', 'ERR_SSE_BROKER_CLOSED')
+        expect(performance.now() - begin).to.be.below(500)
+        await until(() => sockets.size === 0)
+      } finally {
+        for (const each of sockets) each.destroy()
+        silent.close()
+      }
+    })
+  }
 
   it('goes on with the replica when the master dies: what it had is not lost, and publishes wait', async () => {
     const redis = { sentinels: [{ host: '127.0.0.1', port }], name: 'main' }

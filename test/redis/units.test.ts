@@ -1,4 +1,6 @@
+import { EventEmitter } from 'node:events'
 import { expect } from 'chai'
+import type { RedisOptions } from 'ioredis'
 import type { Address, Connection } from '../../src/redis/connection.ts'
 import { compare, cursorOf, formatCursor, parseCursor, same, tagOf } from '../../src/redis/cursor.ts'
 import { decode, encodeFields, type RawEntry } from '../../src/redis/entry.ts'
@@ -7,6 +9,7 @@ import { RedisBroker, type RedisBrokerOptions } from '../../src/redis/index.ts'
 import { Route } from '../../src/redis/route.ts'
 import { MOST_UNDER_WAY, Seen } from '../../src/redis/seen.ts'
 import { Recorder } from '../support/broker-suite.ts'
+import { until } from '../support/serve.ts'
 
 describe('a cursor of koa-sse/redis', () => {
   it('comes back from its text', () => {
@@ -244,6 +247,28 @@ describe('new RedisBroker()', () => {
     for (const [options, kind] of wrong) {
       expect(() => new RedisBroker(options as RedisBrokerOptions), JSON.stringify(options)).to.throw(kind, /Expected|Unknown key/)
     }
+  })
+
+  it('asks another Sentinel first at each attempt: the first ones may all be dead, and take up the time there is', async () => {
+    const asked: unknown[] = []
+    class Dead extends EventEmitter {
+      readonly options: RedisOptions
+      constructor(options: RedisOptions) {
+        super()
+        this.options = options
+      }
+      async connect(): Promise<void> {
+        asked.push(this.options.sentinels!.map(({ host }) => host).join(''))
+        throw new Error('dead')
+      }
+      disconnect(): void {}
+    }
+    const sentinels = ['a', 'b', 'c'].map(host => ({ host }))
+    const broker = new RedisBroker({ redis: { sentinels, name: 'main' } }, { load: async () => ({ Redis: Dead }) })
+    broker.start(new Recorder()).catch(() => {})
+    await until(() => asked.length === 4)
+    expect(asked).to.deep.equal(['abc', 'bca', 'cab', 'abc'])
+    await broker.close()
   })
 
   it('says what to install when ioredis is not there, to everybody who asks', async () => {
