@@ -1,5 +1,6 @@
 import { SseError } from '../errors.ts'
 import { Connection, isReply, loadRedis, rotated, type Load, type Server } from './connection.ts'
+import { unavailable } from './message.ts'
 import type { Route } from './route.ts'
 
 const SHORTEST_PAUSE = 50
@@ -18,6 +19,14 @@ export interface LinkOptions {
   readonly onFailure: (error: unknown) => void
   /** In [0, 1). */
   readonly random?: () => number
+}
+
+const make = (...args: ConstructorParameters<typeof Connection>): Connection => {
+  try {
+    return new Connection(...args)
+  } catch (cause) {
+    throw unavailable('ioredis refuses the option `redis`', cause)
+  }
 }
 
 /**
@@ -83,7 +92,7 @@ export class Link {
     for (;;) {
       await this.#pause()
       if (this.#closed) throw closedError()
-      const connection = (this.#next = new Connection(Redis, rotated(server, this.attempts++), route.next))
+      const connection = (this.#next = make(Redis, rotated(server, this.attempts++), route.next))
       try {
         await connection.open()
         if (this.#closed) continue

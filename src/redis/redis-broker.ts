@@ -78,9 +78,36 @@ const BLOCK = 5_000
 // What a message may take on its way once its time is over, beside that time.
 const SLACK = 5_000
 
+// ioredis selects what is no number unasked, and nobody catches what comes of it.
+const isDatabase = (db: unknown): boolean => db === undefined || db === null || /^\d+$/.test(String(db))
+
+const isUrl = (text: string): boolean => {
+  // ioredis takes a port, and the path of a socket, too.
+  const url = text.replace(/^(?:\d+$|\/(?!\/)[^?]*)/, 'redis://')
+  try {
+    const { username, password, pathname, searchParams } = new URL(/^rediss?:\/\//.test(url) ? url : `redis://${url}`)
+    decodeURIComponent(`${username}:${password}`)
+    return text !== '' && /^\/?\d*$/.test(pathname) && isDatabase(searchParams.get('db'))
+  } catch {
+    return false
+  }
+}
+
 const checkServer = (server: unknown): Server => {
-  if (server === undefined || typeof server === 'string') return server
+  if (server === undefined) return server
+  if (typeof server === 'string') {
+    if (isUrl(server)) return server
+    // Not what it is: there may be a password in it.
+    throw new TypeError('Expected `redis` to be a URL as redis://user:password@host:6379/0, its user and password encoded by encodeURIComponent()')
+  }
   if (!isObject(server) || Array.isArray(server)) throw new TypeError(expected('redis', 'a URL or the options of ioredis', server))
+  if ('duplicate' in server) {
+    throw new TypeError(
+      'Expected `redis` to be a URL or the options of ioredis, got a client; give what that was made of: the broker makes its own connections',
+    )
+  }
+  const { db } = server as RedisOptions
+  if (!isDatabase(db)) throw new TypeError(expected('redis.db', 'the number of a database', db))
   return server
 }
 

@@ -1,6 +1,6 @@
 import { EventEmitter } from 'node:events'
 import { expect } from 'chai'
-import type { RedisOptions } from 'ioredis'
+import { Redis, type RedisOptions } from 'ioredis'
 import type { Address, Connection } from '../../src/redis/connection.ts'
 import { compare, cursorOf, formatCursor, parseCursor, same, tagOf } from '../../src/redis/cursor.ts'
 import { decode, encodeFields, type RawEntry } from '../../src/redis/entry.ts'
@@ -10,6 +10,7 @@ import { Route } from '../../src/redis/route.ts'
 import { MOST_UNDER_WAY, Seen } from '../../src/redis/seen.ts'
 import { Recorder } from '../support/broker-suite.ts'
 import { until } from '../support/serve.ts'
+import { rejection } from './support.ts'
 
 describe('a cursor of koa-sse/redis', () => {
   it('comes back from its text', () => {
@@ -246,6 +247,56 @@ describe('new RedisBroker()', () => {
     ]
     for (const [options, kind] of wrong) {
       expect(() => new RedisBroker(options as RedisBrokerOptions), JSON.stringify(options)).to.throw(kind, /Expected|Unknown key/)
+    }
+  })
+
+  it('refuses what is no Redis at once: says which option, what to give, and no password', () => {
+    const client = new Redis({ lazyConnect: true })
+    const wrong: unknown[] = [
+      'redis://:secret%@localhost',
+      'redis://user:secret?@localhost',
+      'redis://:secret@localhost:99999',
+      'redis://localhost/first',
+      'redis://localhost?db=first',
+      '/tmp/redis.sock?db=first',
+      'http://localhost:6379',
+      'REDISS://localhost',
+      'not a url',
+      '',
+      { db: 'first' },
+      { db: NaN },
+      { db: -1 },
+      client,
+    ]
+    for (const redis of wrong) {
+      expect(() => new RedisBroker({ redis: redis as string }), String(redis))
+        .to.throw(TypeError, /^Expected `redis(?:\.db)?` to be /)
+        .and.have.property('message')
+        .that.does.not.include('secret')
+    }
+    client.disconnect()
+    for (const redis of [
+      'redis://',
+      'rediss://user:p%25@[::1]:1/2?db=2&family=6',
+      'localhost:6379',
+      '6379',
+      '/tmp/redis.sock?db=1',
+      { db: 1 },
+      { path: '/a' },
+    ]) {
+      expect(() => new RedisBroker({ redis }), String(redis)).not.to.throw()
+    }
+  })
+
+  it('says what ioredis finds wrong with its options, to everybody who asks', async () => {
+    for (const load of [undefined, async () => import('ioredis5')]) {
+      const broker = new RedisBroker({ redis: { sentinels: [{ host: 'localhost' }] } }, { load })
+      const early = rejection(broker.publish('a', {}))
+      for (const error of [await rejection(broker.start(new Recorder())), await early, await rejection(broker.publish('a', {}))]) {
+        expect(error).to.include({ name: 'SseError', code: 'ERR_SSE_BROKER_UNAVAILABLE' })
+        expect(String((error as Error).cause)).to.include('Requires the name of master')
+      }
+      await broker.close()
     }
   })
 
