@@ -159,7 +159,10 @@ export class RedisBroker implements Broker {
     }
     if (typeof strict !== 'boolean') throw new TypeError(expected('strict', 'a boolean', strict))
 
-    const onFailure = (error: unknown): void => this.#errors.tell(error)
+    const onFailure = (error: unknown): void => {
+      this.#errors.tell(error)
+      writer.unreachable(error)
+    }
     const route = new Route()
     const link = (): Link => new Link({ server, route, load: parts.load, onFailure })
     const [writes, reads, replays] = [link(), link(), link()]

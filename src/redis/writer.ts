@@ -99,6 +99,11 @@ export class Writer {
     this.#outbox.rejectAll(error as Error)
   }
 
+  /** Tells why Redis is not there: what waits may never have had a connection of its own. */
+  unreachable(error: unknown): void {
+    this.#lastError = error
+  }
+
   /** Tells of an entry that has come through the log, and is not a copy. */
   saw(id: MessageId, cursor: Cursor): void {
     if (!this.isOwn(id)) return
@@ -229,6 +234,7 @@ export class Writer {
       id => {
         this.#hear(connection)
         this.#options.link.proven()
+        this.#lastError = undefined
         if (connection === this.#connection && !this.#accepts) {
           this.#accepts = true
           this.#wake()

@@ -30,9 +30,9 @@ describe('RedisBroker, when', function () {
   it('Redis is not there at start: waits for it, without haste; publishes reject in time, or arrive in order', async () => {
     await server.kill()
     const hasty = node(server.options, { publishTimeout: 300 })
-    expect(await rejection(hasty.broker.publish('a', text('too early'))))
-      .to.include(UNAVAILABLE)
-      .and.have.property('cause')
+    const early = await rejection(hasty.broker.publish('a', text('too early')))
+    expect(early).to.include(UNAVAILABLE)
+    expect((early as Error).cause).to.have.property('code', 'ECONNREFUSED')
     expect(hasty.broker.stats()).to.include({ up: false, pending: 0 })
     const late = node(server.options)
     const published = ['1', '2', '3'].map(async data => late.broker.publish('a', text(data)))
@@ -54,6 +54,22 @@ describe('RedisBroker, when', function () {
     const refused = one.sink.errors.filter(error => String(error).includes('ECONNREFUSED'))
     expect(refused.length).to.equal(1)
     expect(one.sink.errors.length).to.be.at.most(4)
+  })
+
+  it('Redis went while nothing was under way: a publish that rejects has the cause, and a later one no old cause', async () => {
+    const one = await startedNode(server.options, { publishTimeout: 300 })
+    await server.kill()
+    await until(() => one.sink.errors.some(error => String(error).includes('ECONNREFUSED')))
+    const error = await rejection(one.broker.publish('a', text('x')))
+    expect(error).to.include(UNAVAILABLE)
+    expect((error as Error).cause).to.have.property('code', 'ECONNREFUSED')
+    await server.up()
+    while (!one.sink.data.includes('y')) await rejection(one.broker.publish('a', text('y')))
+    server.pause()
+    const later = await rejection(one.broker.publish('a', text('z')))
+    expect(later).to.include(UNAVAILABLE)
+    expect((later as Error).cause).to.equal(undefined)
+    server.resume()
   })
 
   it('Redis goes and comes back with its data: everything arrives, in order, once', async () => {
