@@ -3,7 +3,7 @@ import type { Broker, BrokerEntry, BrokerSink, BrokerStats } from '../broker.ts'
 import type { SseEvent } from '../event.ts'
 import { checkKeys, checkString, expected, isObject, milliseconds, positiveInteger } from '../validate.ts'
 import type { Load, Server } from './connection.ts'
-import { formatCursor, type Cursor } from './cursor.ts'
+import { compare, formatCursor, type Cursor } from './cursor.ts'
 import { ErrorGate } from './error-gate.ts'
 import { closedError, Link } from './link.ts'
 import { evictionFault, readPage, type PageReader } from './page.ts'
@@ -139,6 +139,8 @@ export class RedisBroker implements Broker {
   readonly #errors = new ErrorGate()
   #reader: Reader | undefined
   #replay: Replay | undefined
+  /** The newest entry that is gone, until the log says so. */
+  #fork: Cursor | undefined
   #closing: Promise<void> | undefined
 
   constructor(options?: RedisBrokerOptions)
@@ -173,7 +175,10 @@ export class RedisBroker implements Broker {
     this.#writer = writer
     this.#pulse = new Pulse({
       period: parts.heartbeat ?? HEARTBEAT,
-      beat: () => writer.write({ heartbeat: true }),
+      beat: () => {
+        this.#announce()
+        return writer.write({ heartbeat: true })
+      },
       onLate: error => {
         this.#errors.tell(error)
         this.#reader?.recycle(error)
@@ -269,8 +274,22 @@ export class RedisBroker implements Broker {
     this.#gaps[reason]++
     this.#pulse.lost()
     this.#writer.lost()
-    // Those that had not read so far see nothing missing.
-    if (fork !== undefined) this.#writer.write({ fork: formatCursor(fork) }).catch(() => {})
+    if (fork === undefined) return
+    if (this.#fork === undefined || compare(this.#fork, fork) < 0) this.#fork = fork
+    this.#announce()
+  }
+
+  /** Those that had not read so far see nothing missing. */
+  #announce(): void {
+    const fork = this.#fork
+    if (fork === undefined) return
+    this.#writer.write({ fork: formatCursor(fork) }).then(
+      () => {
+        if (this.#fork === fork) this.#fork = undefined
+      },
+      // Again with the next heartbeat.
+      () => {},
+    )
   }
 
   async #checkEviction(): Promise<void> {

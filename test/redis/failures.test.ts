@@ -385,6 +385,32 @@ describe('RedisBroker, when', function () {
     expect(b.sink.data).to.deep.equal(['kept', 'after'])
   })
 
+  it('acknowledged writes are lost, and Redis takes nothing when that is noticed: all nodes are told as soon as it does', async () => {
+    const link = await proxy()
+    const a = await startedNode(server.options, {}, { block: 100, heartbeat: 100 })
+    const b = await startedNode(link.options, {}, { block: 300 })
+    await passes('kept', a, a, b)
+    link.freeze()
+    const lost = await passes('lost', a, a)
+    await server.command('CONFIG', 'SET', 'maxmemory', 1)
+    const newer = (await server.command('XRANGE', KEY, lost.split('.')[0]!, '+')) as [string, string[]][]
+    await server.command('XDEL', KEY, ...newer.map(([id]) => id))
+    await until(() => a.sink.gaps.length > 0)
+    // What was announced had its answer before this.
+    expect(String(((await rejection(a.broker.publish('a', text('x')))) as Error).cause)).to.include('OOM')
+    await server.command('CONFIG', 'SET', 'maxmemory', 0)
+    link.thaw()
+    await until(() => b.sink.gaps.length > 0)
+    await passes('after', a, a, b)
+    expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
+    expect(b.sink.data).to.deep.equal(['kept', 'after'])
+    // Once is enough, however many heartbeats follow.
+    const told = b.sink.calls.length
+    await until(() => b.sink.calls.length > told + 2)
+    const log = (await server.command('XRANGE', KEY, '-', '+')) as [string, string[]][]
+    expect(log.filter(([, fields]) => fields[5]!.includes('fork')).length).to.equal(1)
+  })
+
   it('another entry stands where the newest one stood: that is no continuity', async () => {
     const a = await startedNode(server.options, {}, { block: 300 })
     const kept = await passes('kept', a, a)
