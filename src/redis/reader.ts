@@ -11,6 +11,8 @@ import { Seen } from './seen.ts'
 const CLOSE = 1
 // How much longer than it was told the bell may take.
 const BELL_GRACE = 2_000
+// How long a silent publisher is remembered, at least: those that live are counted, and a server's clock may be set forward.
+const SHORTEST_MEMORY = 60_000
 // Ids of copies remembered, at most.
 const MOST_COPIES = 100_000
 
@@ -214,7 +216,7 @@ export class Reader {
   async #learn(connection: Connection): Promise<{ entries: readonly LogEntry[]; floor: number }> {
     const { key, lookBack, nextId } = this.#options
     const { entries, floor, known } = await readTail(connection, key, lookBack, nextId)
-    this.#seen = new Seen()
+    this.#seen = new Seen(Math.max(lookBack, SHORTEST_MEMORY))
     this.#copies = new Set()
     for (const entry of entries) this.#note(entry)
     this.#known = entries[known]!.cursor

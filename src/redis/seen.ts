@@ -2,15 +2,17 @@ import type { MessageId } from './entry.ts'
 
 // Messages that wait at the same time lie within so many of each other, however often they are sent again.
 const WINDOW = 131_072
-// A publisher that is silent for so long has gone: its heartbeat comes every few seconds.
-const GONE = 3_600_000
+// Words of the bits that a publisher begins with: most publish little.
+const FIRST = 8
 
 /** The most messages that one publisher may have under way. A copy that lags behind by more is taken for one by its number alone. */
 export const MOST_UNDER_WAY = 100_000
 
 interface Publisher {
+  lowest: number
   highest: number
-  readonly bits: Uint32Array
+  /** Of the numbers from the lowest to the highest, each at its place modulo their length, which is a power of two. */
+  bits: Uint32Array
   at: number
 }
 
@@ -21,6 +23,14 @@ interface Publisher {
  */
 export class Seen {
   readonly #publishers = new Map<string, Publisher>()
+  readonly #horizon: number
+  /** When those that had gone were last looked for. */
+  #swept = 0
+
+  /** `horizon`: a publisher that is silent for longer, by the log's time in milliseconds, has gone, and its messages will not come again. */
+  constructor(horizon: number = Infinity) {
+    this.#horizon = horizon
+  }
 
   /** Publishers heard of within so many milliseconds of the log's time before `ms`. */
   alive(ms: number, within: number): number {
@@ -31,38 +41,48 @@ export class Seen {
 
   /** Notes a message, at the log's time `ms`. False: it had been noted before. */
   add({ publisher, count }: MessageId, ms: number): boolean {
-    const known = this.#publishers.get(publisher)
+    let known = this.#publishers.get(publisher)
     if (known === undefined) {
       this.#forget(ms)
-      const bits = new Uint32Array(WINDOW / 32)
-      this.#publishers.set(publisher, { highest: count, bits, at: ms })
-      set(bits, count)
-      return true
-    }
-    known.at = ms
-    if (count <= known.highest - WINDOW) return false
-    if (count <= known.highest) {
-      if (isSet(known.bits, count)) return false
+      known = { lowest: count, highest: count, bits: new Uint32Array(FIRST), at: ms }
+      this.#publishers.set(publisher, known)
     } else {
-      if (count - known.highest >= WINDOW) known.bits.fill(0)
-      else for (let between = known.highest + 1; between <= count; between++) clear(known.bits, between)
-      known.highest = count
+      known.at = ms
+      if (count <= known.highest - WINDOW) return false
+      if (count >= known.lowest && count <= known.highest && isSet(known.bits, count)) return false
+      reach(known, count)
     }
-    set(known.bits, count)
+    known.bits[wordOf(known.bits, count)]! |= 1 << (count & 31)
     return true
   }
 
+  /** Once in a while: publishers that come by the thousand would each have all others looked at. */
   #forget(ms: number): void {
-    for (const [name, { at }] of this.#publishers) if (ms - at > GONE) this.#publishers.delete(name)
+    if (ms - this.#swept <= this.#horizon / 2) return
+    this.#swept = ms
+    for (const [name, { at }] of this.#publishers) if (ms - at > this.#horizon) this.#publishers.delete(name)
   }
 }
 
-const isSet = (bits: Uint32Array, count: number): boolean => ((bits[(count % WINDOW) >>> 5]! >>> (count & 31)) & 1) === 1
+const wordOf = (bits: Uint32Array, count: number): number => (count >>> 5) & (bits.length - 1)
 
-const set = (bits: Uint32Array, count: number): void => {
-  bits[(count % WINDOW) >>> 5]! |= 1 << (count & 31)
-}
+const isSet = (bits: Uint32Array, count: number): boolean => ((bits[wordOf(bits, count)]! >>> (count & 31)) & 1) === 1
 
-const clear = (bits: Uint32Array, count: number): void => {
-  bits[(count % WINDOW) >>> 5]! &= ~(1 << (count & 31))
+/** Makes room for a number beside those from the lowest to the highest, as far as the window goes. */
+const reach = (known: Publisher, count: number): void => {
+  const { bits, highest } = known
+  known.highest = Math.max(highest, count)
+  const from = Math.max(known.lowest, known.highest - WINDOW + 1)
+  known.lowest = Math.min(from, count)
+  const words = Math.ceil((known.highest - known.lowest + 1) / 32)
+  if (words > bits.length) {
+    let { length } = bits
+    while (length < words) length *= 2
+    known.bits = new Uint32Array(length)
+    for (let each = from; each <= highest; each++) if (isSet(bits, each)) known.bits[wordOf(known.bits, each)]! |= 1 << (each & 31)
+  } else {
+    for (let between = Math.max(highest + 1, count - WINDOW + 1); between < count; between++) {
+      bits[wordOf(bits, between)]! &= ~(1 << (between & 31))
+    }
+  }
 }

@@ -143,8 +143,32 @@ describe('what koa-sse/redis has seen', () => {
     expect(seen.add(id(far - 1_000_000), 0)).to.equal(false)
   })
 
-  it('counts publishers that were heard of lately', () => {
+  it('does the same as a set, for publishers of which it hears first in the middle, and that leave numbers out', () => {
     const seen = new Seen()
+    const all = new Set<string>()
+    for (let i = 0; i < 100_000; i++) {
+      const publisher = `p${i % 50}`
+      const count = 2 ** (28 + ((i % 50) % 20)) + Math.floor(i / 50) - Math.floor(Math.random() * (i % 3 === 0 ? 60_000 : 300))
+      const name = `${publisher} ${count}`
+      expect(seen.add(id(count, publisher), 0)).to.equal(!all.has(name))
+      all.add(name)
+    }
+  })
+
+  it('keeps little of publishers that publish little, and nothing of those that have gone', () => {
+    const seen = new Seen(60_000)
+    const before = process.memoryUsage().arrayBuffers
+    for (let i = 0; i < 20_000; i++) seen.add(id(i + 1, `at once ${i}`), 0)
+    // By 16 KB each it would be 328 MB.
+    expect(process.memoryUsage().arrayBuffers - before).to.be.below(10_000_000)
+    expect(seen.alive(0, 0)).to.equal(20_000)
+    for (let i = 0; i < 20_000; i++) seen.add(id(1, `by and by ${i}`), i * 50)
+    expect(seen.alive(1_000_000, Infinity)).to.be.within(1_200, 1_800)
+    expect([seen.alive(1_000_000, 10_000), seen.add(id(1, 'by and by 19000'), 1_000_000)]).to.deep.equal([200, false])
+  })
+
+  it('counts publishers that were heard of lately', () => {
+    const seen = new Seen(60_000)
     seen.add(id(1, 'a'), 1_000)
     seen.add(id(1, 'b'), 2_000)
     expect([seen.alive(2_000, 500), seen.alive(2_000, 1_000)]).to.deep.equal([1, 2])
