@@ -28,9 +28,8 @@ export type Content = { channel: string | null; event: SseEvent } | { heartbeat:
 
 const PUBLISHER = 12
 const MESSAGE = /^[0-9a-z]{12}\.[1-9]\d{0,14}$/
-// What would end a field's line early on the wire, or make a client ignore it.
-// oxlint-disable-next-line no-control-regex
-const BREAKS = /[\r\n\0]/
+// What would end a field's line early on the wire.
+const BREAKS = /[\r\n]/
 
 const formatMessage = ({ publisher, count }: MessageId): string => `${publisher}.${count}`
 
@@ -70,6 +69,8 @@ const parseEvent = (json: string): SseEvent | undefined => {
     const value = event[key]
     if (key === 'retry' ? !Number.isSafeInteger(value) || (value as number) < 0 : typeof value !== 'string') return undefined
     if ((key === 'id' || key === 'event') && BREAKS.test(value as string)) return undefined
+    // A client would ignore the whole line.
+    if (key === 'id' && (value as string).includes('\0')) return undefined
     if (key !== 'data' && key !== 'event' && key !== 'id' && key !== 'retry' && key !== 'comment') return undefined
   }
   return fields === 0 ? undefined : event

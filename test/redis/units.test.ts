@@ -56,7 +56,7 @@ describe('an entry of koa-sse/redis', () => {
   const message = { publisher: 'abcdefghijkl', count: 7 }
 
   it('comes back from its fields, which are always the same ones in the same order', () => {
-    const event = { id: 'own', event: 'e', data: 'ä\n"', retry: 0, comment: '' }
+    const event = { id: 'own', event: 'e\0', data: 'ä\n"', retry: 0, comment: '' }
     const contents = [{ channel: 'c', event }, { channel: null, event }, { heartbeat: true as const }, { begin: true as const }, { fork: '1-1.aaaa' }]
     for (const content of contents) {
       const fields = encodeFields(message, content)
