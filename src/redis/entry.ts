@@ -69,8 +69,8 @@ const parseEvent = (json: string): SseEvent | undefined => {
     const value = event[key]
     if (key === 'retry' ? !Number.isSafeInteger(value) || (value as number) < 0 : typeof value !== 'string') return undefined
     if ((key === 'id' || key === 'event') && BREAKS.test(value as string)) return undefined
-    // A client would ignore the whole line.
-    if (key === 'id' && (value as string).includes('\0')) return undefined
+    // Clients would ignore the one, and forget their place with the other: a hub takes neither.
+    if (key === 'id' && (value === '' || (value as string).includes('\0'))) return undefined
     if (key !== 'data' && key !== 'event' && key !== 'id' && key !== 'retry' && key !== 'comment') return undefined
   }
   return fields === 0 ? undefined : event

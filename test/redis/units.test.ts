@@ -93,6 +93,7 @@ describe('an entry of koa-sse/redis', () => {
         '{"data":5}',
         '{"other":"x"}',
         '{"id":"a\\nb"}',
+        '{"id":"","data":"x"}',
         '{"id":"a\\u0000"}',
         '{"event":"a\\rb"}',
         '{"retry":-1}',

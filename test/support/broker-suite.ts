@@ -149,7 +149,7 @@ export const brokerSuite = (name: string, subject: BrokerSubject): void => {
         { data: '' },
         { data: 'one\ntwo\r\nthree\rfour\u2028five \u{1F600} "quoted" \\ \0 nul' },
         { id: 'own', event: 'type', data: 'x', retry: 0, comment: 'a\nb' },
-        { id: '', event: '' },
+        { id: '0', event: '' },
         { event: 'with a \0 nul', comment: '\0' },
         { comment: '' },
         { retry: 5 },
