@@ -84,12 +84,12 @@ export interface MappedHubPipeOptions<T, E> extends HubPipeOptions<T, E> {
 }
 
 const KEYS = ['broker', 'history', 'maxSubscribers', 'maxChannels', 'maxEventBytes', 'positionEvent', 'resetEvent']
-// oxlint-disable-next-line no-control-regex -- they are what is refused
-const CONTROL = /[\u0000-\u001F\u007F-\u009F]/
+// Control characters, and halves of surrogate pairs: in UTF-8, on the way through a broker, all of these are the same U+FFFD.
+const UNFIT = /[\p{Cc}\p{Cs}]/u
 
 export const checkChannel = (channel: unknown): string => {
-  if (typeof channel !== 'string' || channel === '' || CONTROL.test(channel) || Buffer.byteLength(channel) > 255) {
-    throw new TypeError(expected('channel', 'a non-empty string of at most 255 bytes without control characters', channel))
+  if (typeof channel !== 'string' || channel === '' || UNFIT.test(channel) || Buffer.byteLength(channel) > 255) {
+    throw new TypeError(expected('channel', 'a non-empty, well-formed string of at most 255 bytes without control characters', channel))
   }
   return channel
 }

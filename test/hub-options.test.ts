@@ -52,6 +52,9 @@ const BAD_CHANNELS: [string, unknown][] = [
   ['a NUL', '\0'],
   ['DEL', 'a\u007f'],
   ['a C1 control character', '\u0085'],
+  ['a lone high surrogate', 'a\uD800'],
+  ['a lone low surrogate', '\uDC00a'],
+  ['surrogates the wrong way round', '\uDE00\uD83D'],
   ['256 bytes', 'x'.repeat(256)],
   ['256 bytes in 128 characters', 'ü'.repeat(128)],
   ['undefined', undefined],
@@ -62,7 +65,7 @@ const BAD_CHANNELS: [string, unknown][] = [
   ['a symbol', Symbol('a')],
 ]
 
-const GOOD_CHANNELS = ['a', ' ', 'user:1', 'ü'.repeat(127), 'x'.repeat(255), '日本', '*', 'a/b?c#d', '__proto__', '\u{1F600}']
+const GOOD_CHANNELS = ['a', ' ', 'user:1', 'ü'.repeat(127), 'x'.repeat(255), '日本', '*', 'a/b?c#d', '__proto__', '\u{1F600}', '\uFFFD', '\u00A0']
 
 const CIRCULAR: unknown[] = []
 CIRCULAR.push(CIRCULAR)
