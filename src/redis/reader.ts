@@ -156,12 +156,13 @@ export class Reader {
       if (this.#newest === undefined) await this.#begin(connection)
       else if (!(await this.#catchUp(connection, this.#newest))) await this.#beginAgain(connection, this.#newest)
       if (this.#closed) return
-      link.proven()
       // Events that follow each other closely are read together: a round for each would cost Redis and us three commands.
       if (performance.now() - last < CLOSE) await setTimeout(CLOSE)
       last = performance.now()
       const from = redisIdOf(this.#newest!)
       await connection.within(block + BELL_GRACE, async () => connection.call('XREAD', 'COUNT', 1, 'BLOCK', block, 'STREAMS', key, from))
+      // Not before: a server that lets us read, and not wait, would be asked without a pause.
+      link.proven()
     }
   }
 

@@ -72,6 +72,33 @@ describe('RedisBroker, when', function () {
     server.resume()
   })
 
+  it('the bell is forbidden: reads without it, ever less often, and publishes; and goes on as before when it is allowed', async () => {
+    await server.command('ACL', 'SETUSER', 'default', '-xread')
+    const { random } = Math
+    // Each pause is as long as it can be.
+    Math.random = () => 0.999
+    try {
+      const begin = performance.now()
+      const one = await startedNode(server.options, {}, { block: 300 })
+      await one.broker.publish('a', text('read without'))
+      await until(() => one.broker.stats().reconnects >= 4)
+      // 100, 200, 400 and 800 ms; it was 100 ms each time.
+      expect(performance.now() - begin).to.be.above(1_400)
+      expect(one.sink.errors.filter(error => String(error).includes('NOPERM')).length).to.equal(1)
+      expect(one.sink.data).to.deep.equal(['read without'])
+      await server.command('ACL', 'SETUSER', 'default', '+xread')
+      // Whoever has read both has heard the bell between them.
+      for (const data of ['first', 'second']) await passes(data, one, one)
+      await server.cutAll()
+      const cut = performance.now()
+      await passes('after the cut', one, one)
+      // 100 ms again; the next of before was 1 600.
+      expect(performance.now() - cut).to.be.below(1_000)
+    } finally {
+      Math.random = random
+    }
+  })
+
   it('Redis goes and comes back with its data: everything arrives, in order, once', async () => {
     const [a, b] = [await startedNode(server.options), await startedNode(server.options)]
     await passes('before', a, a, b)
