@@ -2,12 +2,15 @@
 export interface Cursor {
   readonly ms: number
   readonly seq: number
+  /** The id as Redis has it, where these two are rounded: no clock made that one. */
+  readonly exact?: string
   /** Two masters of a split brain can both make the entry `1-0`; the tag tells one from the other. */
   readonly tag: string
 }
 
-// Redis has 64 bits for each part. Times of this age have 13 digits; what is longer was not made by a clock.
-const CURSOR = /^(0|[1-9]\d{0,14})-(0|[1-9]\d{0,14})\.([0-9a-z]{4})$/
+const CURSOR = /^((?:0|[1-9]\d{0,19})-(?:0|[1-9]\d{0,19}))\.([0-9a-z]{4})$/
+// Redis has 64 bits for each part, and answers with an error to more.
+const LARGEST = 2n ** 64n - 1n
 const TAGS = 36 ** 4
 
 /** Four characters that stand for a text (FNV-1a, unsigned). */
@@ -20,23 +23,34 @@ export const tagOf = (text: string): string => {
 /** The cursor of an entry of Redis. */
 export const cursorOf = (redisId: string, tag: string): Cursor => {
   const dash = redisId.indexOf('-')
-  return { ms: Number(redisId.slice(0, dash)), seq: Number(redisId.slice(dash + 1)), tag }
+  const [ms, seq] = [Number(redisId.slice(0, dash)), Number(redisId.slice(dash + 1))]
+  return ms <= Number.MAX_SAFE_INTEGER && seq <= Number.MAX_SAFE_INTEGER ? { ms, seq, tag } : { ms, seq, tag, exact: redisId }
 }
 
 /** A cursor as clients know it: `<ms>-<seq>.<tag>`. */
-export const formatCursor = ({ ms, seq, tag }: Cursor): string => `${ms}-${seq}.${tag}`
+export const formatCursor = (cursor: Cursor): string => `${redisIdOf(cursor)}.${cursor.tag}`
 
 /** What {@link formatCursor} gave. Undefined for anything else. */
 export const parseCursor = (id: string): Cursor | undefined => {
-  const [, ms, seq, tag] = CURSOR.exec(id) ?? []
-  return ms === undefined || seq === undefined || tag === undefined ? undefined : { ms: Number(ms), seq: Number(seq), tag }
+  const [, redisId, tag] = CURSOR.exec(id) ?? []
+  if (redisId === undefined || tag === undefined) return undefined
+  const cursor = cursorOf(redisId, tag)
+  return cursor.exact === undefined || partsOf(cursor).every(part => part <= LARGEST) ? cursor : undefined
 }
 
 /** The id that Redis knows it by. */
-export const redisIdOf = ({ ms, seq }: Cursor): string => `${ms}-${seq}`
+export const redisIdOf = ({ ms, seq, exact }: Cursor): string => exact ?? `${ms}-${seq}`
+
+const partsOf = (cursor: Cursor): bigint[] => redisIdOf(cursor).split('-').map(BigInt)
 
 /** Negative: `a` is older than `b`. The tag is no part of the order. */
-export const compare = (a: Cursor, b: Cursor): number => a.ms - b.ms || a.seq - b.seq
+export const compare = (a: Cursor, b: Cursor): number =>
+  a.exact === undefined && b.exact === undefined ? a.ms - b.ms || a.seq - b.seq : compareExactly(a, b)
+
+const compareExactly = (a: Cursor, b: Cursor): number => {
+  const [[ms, seq], [otherMs, otherSeq]] = [partsOf(a), partsOf(b)] as [[bigint, bigint], [bigint, bigint]]
+  return Number(ms - otherMs || seq - otherSeq)
+}
 
 /** The same place with the same entry. */
-export const same = (a: Cursor, b: Cursor): boolean => a.ms === b.ms && a.seq === b.seq && a.tag === b.tag
+export const same = (a: Cursor, b: Cursor): boolean => a.ms === b.ms && a.seq === b.seq && a.tag === b.tag && a.exact === b.exact

@@ -194,12 +194,15 @@ export class Reader {
   async #beginAgain(connection: Connection, lost: Cursor): Promise<void> {
     const begun = await serverTime(connection)
     const { entries } = await this.#learn(connection)
+    const isBehind = compare(entries.at(-1)!.cursor, lost) < 0
+    // Somebody had put an entry at an id that no clock makes, and the log was deleted because of that.
+    const isCured = isBehind && lost.exact !== undefined
     // The server's clock has gone back, perhaps: what is new would have older ids, and wake nobody who waits for what follows the lost one.
-    if (compare(entries.at(-1)!.cursor, lost) < 0) await raise(connection, this.#options.key, lost)
-    const isFork = compare(entries[0]!.cursor, lost) <= 0
+    if (isBehind && !isCured) await raise(connection, this.#options.key, lost)
+    const isFork = !isCured && compare(entries[0]!.cursor, lost) <= 0
     const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
     if (this.#closed) return
-    this.#begun = Math.max(begun, lost.ms)
+    this.#begun = isCured ? begun : Math.max(begun, lost.ms)
     // What we published ourselves may be there.
     for (const entry of entries) if (!this.isCopy(entry.cursor)) this.#options.onEntry(entry)
     this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)

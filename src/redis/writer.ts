@@ -228,7 +228,8 @@ export class Writer {
     message.sent++
     if (this.#underWay++ === 0) this.#heard = performance.now()
     const { key, retention } = this.#options
-    const trim = this.newest > retention ? (['MINID', '~', `${this.newest - retention}-0`] as const) : []
+    // Beyond the safe numbers it is no time.
+    const trim = this.newest > retention && Number.isSafeInteger(this.newest) ? (['MINID', '~', `${this.newest - retention}-0`] as const) : []
     const reply = connection.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
     reply.then(
       id => {

@@ -225,6 +225,34 @@ describe('RedisBroker, when', function () {
     expect((await one.broker.read(position, 10))?.length).to.be.within(0, 1)
   })
 
+  for (const id of ['1700000000000000-1', '1700000000000000123-1', '18446744073709551614-0', '18446744073709551615-18446744073709551615']) {
+    it(`somebody else puts an entry at ${id}: goes on from there, and as before when the log is deleted`, async () => {
+      const made = async () => startedNode(server.options, { retention: 1_000, publishTimeout: 1_000 }, { block: 300 })
+      const [a, b] = [await made(), await made()]
+      const before = await passes('before', a, a, b)
+      await server.command('XADD', KEY, id, 'a', 'b')
+      const position = (): string => b.sink.ids.at(-1)!
+      await until(() => position().startsWith(id))
+      expect(await b.broker.read(position(), 10)).to.deep.equal([])
+      if (id.endsWith('-18446744073709551615')) {
+        expect(String(((await rejection(b.broker.publish('a', text('x')))) as Error).cause)).to.include('exhausted')
+      } else {
+        const after = await passes('after', b, a, b)
+        expect((await a.broker.read(before, 10))?.map(entry => entry.id)).to.deep.equal([after])
+        expect(await a.broker.read(after, 10)).to.deep.equal([])
+      }
+      expect([...a.sink.gaps, ...b.sink.gaps]).to.deep.equal([])
+      await server.command('DEL', KEY)
+      await until(() => a.sink.gaps.length > 0 && b.sink.gaps.length > 0)
+      const later = await passes('later', b, a, b)
+      expect(await a.broker.read(later, 10)).to.deep.equal([])
+      // Clocks that have gone back make the first of them: what follows stays above it.
+      if (id.length > 20) expect(Number.parseInt(later)).to.be.closeTo(Date.now(), 5_000)
+      expect([a.sink.gaps, b.sink.gaps]).to.deep.equal([['lost'], ['lost']])
+      expect([...a.sink.errors, ...b.sink.errors]).to.deep.equal([])
+    })
+  }
+
   it('Redis has no memory left: publish rejects at once, readers go on', async () => {
     const one = await startedNode(server.options)
     await passes('before', one, one)

@@ -2,7 +2,7 @@ import { EventEmitter } from 'node:events'
 import { expect } from 'chai'
 import { Redis, type RedisOptions } from 'ioredis'
 import type { Address, Connection } from '../../src/redis/connection.ts'
-import { compare, cursorOf, formatCursor, parseCursor, same, tagOf } from '../../src/redis/cursor.ts'
+import { compare, cursorOf, formatCursor, parseCursor, redisIdOf, same, tagOf } from '../../src/redis/cursor.ts'
 import { decode, encodeFields, type RawEntry } from '../../src/redis/entry.ts'
 import { ErrorGate } from '../../src/redis/error-gate.ts'
 import { RedisBroker, type RedisBrokerOptions } from '../../src/redis/index.ts'
@@ -36,7 +36,31 @@ describe('a cursor of koa-sse/redis', () => {
     ]) {
       expect(parseCursor(bad), bad).to.equal(undefined)
     }
-    expect(parseCursor(`${'9'.repeat(16)}-0.aaaa`)).to.equal(undefined)
+    // Redis would refuse these.
+    for (const bad of ['18446744073709551616-0.aaaa', '0-18446744073709551616.aaaa', `${'9'.repeat(20)}-0.aaaa`, `1${'0'.repeat(20)}-0.aaaa`]) {
+      expect(parseCursor(bad), bad).to.equal(undefined)
+    }
+  })
+
+  it('is exact where numbers are not', () => {
+    const ids = [
+      '9007199254740991-0',
+      '9007199254740992-0',
+      '9007199254740993-0',
+      '1700000000000000123-9',
+      '1700000000000000123-10',
+      '1700000000000000124-0',
+    ]
+    ids.push('18446744073709551614-0', '18446744073709551615-18446744073709551614', '18446744073709551615-18446744073709551615')
+    const cursors = ids.map(id => parseCursor(`${id}.aaaa`)!)
+    expect(cursors.map(redisIdOf)).to.deep.equal(ids)
+    expect(cursors.map(formatCursor)).to.deep.equal(ids.map(id => `${id}.aaaa`))
+    expect(cursors).to.deep.equal(ids.map(id => cursorOf(id, 'aaaa')))
+    for (const [i, a] of cursors.entries()) {
+      for (const [j, b] of cursors.entries()) {
+        expect([Math.sign(compare(a, b)), same(a, b)], `${ids[i]} ${ids[j]}`).to.deep.equal([Math.sign(i - j), i === j])
+      }
+    }
   })
 
   it('is ordered by time and sequence as numbers, and the same only with its tag', () => {
