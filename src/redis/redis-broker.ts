@@ -255,7 +255,7 @@ export class RedisBroker implements Broker {
     }
   }
 
-  /** Lets what was published arrive, for half a second at most and only if Redis is there; then ends every connection. */
+  /** Lets what was published arrive, for half a second at most; then ends every connection. */
   async close(): Promise<void> {
     this.#closing ??= this.#close()
     return this.#closing

@@ -42,6 +42,8 @@ export class Writer {
   #running = false
   #flushing = false
   #closed = false
+  /** Closed, and nothing is waited for any more. */
+  #over = false
   /** When the connection last said something while something was under way. */
   #heard = 0
   #underWay = 0
@@ -125,11 +127,12 @@ export class Writer {
     if (this.#connection !== undefined) this.#options.link.drop(this.#connection, error)
   }
 
-  /** Lets what is under way arrive, if the connection is well; rejects the rest. */
+  /** Lets what is under way arrive, for a while, though the connection may still have to be made; rejects the rest. */
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
-    if (this.#connection?.over === false) await this.#outbox.idle(FAREWELL)
+    if (this.#running) await this.#outbox.idle(FAREWELL)
+    this.#over = true
     clearTimeout(this.#timer)
     this.#options.link.close()
     this.#outbox.rejectAll(closedError())
@@ -137,7 +140,7 @@ export class Writer {
 
   /** One timer for all: the first in the queue is the first whose time is over. */
   #arm(): void {
-    if (this.#timer !== undefined || this.#closed) return
+    if (this.#timer !== undefined || this.#over) return
     const now = performance.now()
     const [first] = this.#outbox
     if (first === undefined) return
@@ -162,7 +165,7 @@ export class Writer {
   // --- the connection
 
   #wake(): void {
-    if (!this.#opened || this.#closed) return
+    if (!this.#opened || this.#over) return
     if (this.#connection?.over === false) {
       if (this.#flushing) return
       this.#flushing = true
@@ -180,7 +183,7 @@ export class Writer {
   /** Goes on as long as there is something to send; a connection that is lost when there is nothing is made anew with the next. */
   async #run(): Promise<void> {
     try {
-      while (!this.#closed && !this.#outbox.isEmpty) {
+      while (!this.#over && !this.#outbox.isEmpty) {
         const connection = await this.#options.link.get()
         this.#connection = connection
         this.#outbox.rewind()

@@ -545,6 +545,21 @@ describe('RedisBroker, when', function () {
     })
   }
 
+  it('it is closed before it has a connection to write with: what was published arrives, in order, and nothing is taken any more', async () => {
+    const reader = await startedNode(server.options)
+    const one = node(server.options)
+    await one.started
+    const texts = Array.from({ length: 50 }, (_, i) => `${i}`)
+    const published = Promise.all(texts.map(async data => one.broker.publish('a', text(data))))
+    const closing = one.broker.close()
+    expect(await rejection(one.broker.publish('a', text('late')))).to.have.property('code', 'ERR_SSE_BROKER_CLOSED')
+    const ids = await published
+    await closing
+    await reader.sink.have(50)
+    expect(reader.sink.data).to.deep.equal(texts)
+    expect(reader.sink.events.map(({ id }) => id)).to.deep.equal(ids)
+  })
+
   it('a thousand clients ask for a thousand places: all get their answer, eight at a time', async () => {
     const one = await startedNode(server.options)
     const ids = await Promise.all(Array.from({ length: 1_000 }, async (_, i) => one.broker.publish('a', text(`${i}`))))
