@@ -46,7 +46,8 @@ export interface Broker {
   /**
    * Publishes an event (`null`: to everybody) whose data is text already, or absent.
    *
-   * Calls take effect in the order in which they are made, awaited or not, before `start` has resolved too. The event comes to every hub's sink exactly once, this
+   * Calls take effect in the order in which they are made, awaited or not, before `start` has resolved too. (A server that
+   * refuses and accepts within one round trip can swap those of one process that nobody awaits.) The event comes to every hub's sink exactly once, this
    * one's included, before or after this resolves.
    *
    * @returns the id under which it is delivered.

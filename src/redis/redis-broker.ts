@@ -22,13 +22,19 @@ export interface RedisBrokerOptions {
    * and `keyPrefix`.
    */
   redis?: string | RedisOptions | undefined
-  /** Hubs with the same prefix share one log, the stream `{<prefix>:0}:log`. Default `'sse'`. */
+  /**
+   * Hubs with the same prefix share one log, the stream `{<prefix>:0}:log`. Default `'sse'`. The shortest `retention` and the smallest
+   * `maxEntries` of them hold for all, so these must agree.
+   */
   prefix?: string | undefined
   /** How long events are kept in Redis, at least. Default 300 000. */
   retention?: number | undefined
   /** How many are kept in Redis, about. Default 200 000. */
   maxEntries?: number | undefined
-  /** How long a publish waits for Redis, sent again as often as that takes, before it rejects. Default 10 000. */
+  /**
+   * How long a publish waits for Redis, sent again as often as that takes, before it rejects. Default 10 000. The same in all hubs with the
+   * prefix: one knows copies of an event no longer than its own publishes take, and would deliver those of a more patient hub twice.
+   */
   publishTimeout?: number | undefined
   /** Publishes that may wait at the same time; the next rejects. Default 10 000, at most 100 000. */
   maxPending?: number | undefined
