@@ -89,7 +89,7 @@ const isDatabase = (db: unknown): boolean => db === undefined || db === null || 
 
 const isUrl = (text: string): boolean => {
   // ioredis takes a port, and the path of a socket, too.
-  const url = text.replace(/^(?:\d+$|\/(?!\/)[^?]*)/, 'redis://')
+  const url = text.replace(/^(?:\d+$|(?:unix:\/\/)?\/(?!\/)[^?]*)/, 'redis://')
   try {
     const { username, password, pathname, searchParams } = new URL(/^rediss?:\/\//.test(url) ? url : `redis://${url}`)
     decodeURIComponent(`${username}:${password}`)

@@ -330,6 +330,7 @@ describe('new RedisBroker()', () => {
       'localhost:6379',
       '6379',
       '/tmp/redis.sock?db=1',
+      'unix:///tmp/redis.sock',
       { db: 1 },
       { path: '/a' },
     ]) {
