@@ -1,3 +1,4 @@
+import type { AddressInfo } from 'node:net'
 import { bodyParser } from '@koa/bodyparser'
 import { Router } from '@koa/router'
 import Koa from 'koa'
@@ -46,6 +47,7 @@ const router = new Router()
   })
 
 const server = new Koa().use(router.routes()).listen(Number(process.env['PORT'] ?? 3000), '127.0.0.1', () => {
-  console.log(`process ${process.pid}: http://127.0.0.1:${process.env['PORT'] ?? 3000}`)
+  const { port } = server.address() as AddressInfo
+  console.log(`process ${process.pid}: http://127.0.0.1:${port}`)
 })
 shutdownOnSignal(server, [hub], streams)

@@ -17,7 +17,10 @@ export interface Subscription {
 
 /** How {@link Subscription | a subscription} begins, and what it lets through. */
 export interface SubscribeOptions {
-  /** Decides, for live and replayed events alike, what this stream gets. One that throws, or returns a promise, drops the event, and the hub emits 'error'. */
+  /**
+   * Decides, for live and replayed events alike, what this stream gets. One that throws, or returns a promise, drops the event, and the hub emits
+   * 'error'. A live event's is asked where that is published: what it needs of the reader's request it has to keep.
+   */
   filter?: ((event: HubEvent) => boolean) | undefined
   /** `false`: a Last-Event-ID is ignored. Default `true`. */
   replay?: boolean | undefined
