@@ -25,6 +25,12 @@ describe('RedisBroker, on a server that', function () {
     for (const each of made.splice(0)) await each.stop()
   })
 
+  it('is told to keep events for no whole number of milliseconds: takes them', async () => {
+    const server = await start({})
+    const one = await startedNode(server.options, { retention: 20_000.5 })
+    await passes('x', one, one)
+  })
+
   it('speaks TLS: publishes, follows, comes back after a cut, and trusts nobody without reason (pending without openssl)', async function () {
     const folder = mkdtempSync(join(tmpdir(), 'koa-sse-tls-'))
     const [key, cert] = [join(folder, 'key.pem'), join(folder, 'cert.pem')]
