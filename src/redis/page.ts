@@ -1,4 +1,5 @@
 import { isReply, type Connection } from './connection.ts'
+import type { Mark } from './copies.ts'
 import { redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
 
@@ -36,6 +37,10 @@ export const range = async (
   to: string,
   count: number,
 ): Promise<RawEntry[]> => (await ask(connection, command, key, from, to, 'COUNT', count)) as RawEntry[]
+
+/** Entries as they are noted. All are taken for heartbeats, since to parse what they say would cost the most. */
+export const readMarks = async (connection: Connection, key: string, from: string, to: string): Promise<readonly Mark[]> =>
+  (await range(connection, 'XRANGE', key, from, to, PAGE)).map(([id, fields]) => decode([id, fields.length === 8 ? fields.with(7, 'hb') : fields]))
 
 /** The end of the log, without a gap. */
 export interface Tail {

@@ -1,20 +1,16 @@
 import { setTimeout } from 'node:timers/promises'
 import type { BrokerSink } from '../broker.ts'
 import type { Connection } from './connection.ts'
+import { Copies } from './copies.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, type Cursor } from './cursor.ts'
 import type { LogEntry, MessageId } from './entry.ts'
 import type { Link } from './link.ts'
 import { isTrimmed, PAGE, raise, readTail, serverTime, type PageReader } from './page.ts'
-import { Seen } from './seen.ts'
 
 // Milliseconds between two rounds, at least.
 const CLOSE = 1
 // How much longer than it was told the bell may take.
 const BELL_GRACE = 2_000
-// How long a silent publisher is remembered, at least: those that live are counted, and a server's clock may be set forward.
-const SHORTEST_MEMORY = 60_000
-// Ids of copies remembered, at most.
-const MOST_COPIES = 100_000
 
 /** Why the log has no continuity: it lost something, or let go of it. */
 export type GapReason = 'lost' | 'trimmed'
@@ -47,9 +43,6 @@ export interface ReaderOptions {
 export class Reader {
   readonly #options: ReaderOptions
   #newest: Cursor | undefined
-  #seen = new Seen()
-  #copies = new Set<string>()
-  #known: Cursor | undefined
   #since: Cursor | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
   #begun = 0
@@ -62,6 +55,8 @@ export class Reader {
     this.#ready = resolve
     this.#failed = reject
   })
+  /** Those that are known from some place on. */
+  readonly copies: Copies
   /** Copies that were dropped. */
   duplicates = 0
   /** Entries of somebody else's that were passed over. */
@@ -69,6 +64,7 @@ export class Reader {
 
   constructor(options: ReaderOptions) {
     this.#options = options
+    this.copies = new Copies(options.lookBack)
     this.ready.catch(() => {})
   }
 
@@ -84,17 +80,7 @@ export class Reader {
 
   /** Publishers that were heard of within so many milliseconds. */
   publishers(within: number): number {
-    return this.#newest === undefined ? 0 : this.#seen.alive(this.#newest.ms, within)
-  }
-
-  /** Whether {@link isCopy} knows everything from here to the newest. */
-  knows(from: Cursor): boolean {
-    return this.#known !== undefined && compare(from, this.#known) >= 0
-  }
-
-  /** Whether an entry repeats an older one. */
-  isCopy(cursor: Cursor): boolean {
-    return this.#copies.has(redisIdOf(cursor))
+    return this.#newest === undefined ? 0 : this.copies.publishers(this.#newest.ms, within)
   }
 
   /** Resolves with true when the sink has been told of a cursor that is there, with false if the log begins anew before, or ends. */
@@ -204,7 +190,7 @@ export class Reader {
     if (this.#closed) return
     this.#begun = isCured ? begun : Math.max(begun, lost.ms)
     // What we published ourselves may be there.
-    for (const entry of entries) if (!this.isCopy(entry.cursor)) this.#options.onEntry(entry)
+    for (const entry of entries) if (!this.copies.has(entry.cursor)) this.#options.onEntry(entry)
     this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)
     this.#read(this.#newest!)
   }
@@ -220,26 +206,14 @@ export class Reader {
   async #learn(connection: Connection): Promise<{ entries: readonly LogEntry[]; floor: number }> {
     const { key, lookBack, nextId } = this.#options
     const { entries, floor, known } = await readTail(connection, key, lookBack, nextId)
-    this.#seen = new Seen(Math.max(lookBack, SHORTEST_MEMORY))
-    this.#copies = new Set()
-    for (const entry of entries) this.#note(entry)
-    this.#known = entries[known]!.cursor
+    this.copies.begin(entries, entries[known]!.cursor)
     this.#since = entries[0]!.cursor
     return { entries, floor }
   }
 
-  #note({ message, cursor }: LogEntry): void {
-    if (message === undefined || this.#seen.add(message, cursor.ms)) return
-    if (this.#copies.size >= MOST_COPIES) {
-      this.#copies = new Set()
-      this.#known = cursor
-    }
-    this.#copies.add(redisIdOf(cursor))
-  }
-
   #take(entry: LogEntry): void {
     this.#newest = entry.cursor
-    this.#note(entry)
+    this.copies.note(entry)
     const gone = entry.fork === undefined ? undefined : parseCursor(entry.fork)
     if (gone !== undefined && gone.ms > this.#begun) {
       // We may never have seen what others have, and lost.
@@ -253,7 +227,7 @@ export class Reader {
   #tell(entry: LogEntry): void {
     const { sink, onEntry } = this.#options
     const id = formatCursor(entry.cursor)
-    const copy = this.isCopy(entry.cursor)
+    const copy = this.copies.has(entry.cursor)
     if (copy) this.duplicates++
     else if (entry.kind === 'poison') this.poison++
     else onEntry(entry)

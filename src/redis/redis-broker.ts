@@ -213,7 +213,7 @@ export class RedisBroker implements Broker {
         onGap: (reason, fork) => this.#gap(reason, fork),
         onRead: newest => (writer.newest = newest.ms),
       })
-    this.#makeReplay = reader => new Replay({ link: replays, key, lookBack, readPage: page, reader })
+    this.#makeReplay = reader => new Replay({ link: replays, key, readPage: page, reader })
   }
 
   async start(sink: BrokerSink): Promise<void> {

@@ -1,25 +1,24 @@
 import type { BrokerEntry } from '../broker.ts'
 import type { Connection } from './connection.ts'
+import type { ReadMarks } from './copies.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, same, type Cursor } from './cursor.ts'
-import { decode, type LogEntry } from './entry.ts'
+import { decode } from './entry.ts'
 import { closedError, type Link } from './link.ts'
 import { busy } from './message.ts'
-import { PAGE, range, type PageReader } from './page.ts'
+import { PAGE, range, readMarks, type PageReader } from './page.ts'
 import type { Reader } from './reader.ts'
-import { Seen } from './seen.ts'
 
 // Reads at the same time; the others wait.
 const MOST_AT_ONCE = 8
 // Of those that wait. While Redis is away they are kept, also for clients that have left.
 const MOST_WAITING = 10_000
-// Pages for one read, and for its look-back: what would take more is not proved.
+// Pages for one read: what would take more is not proved.
 const MOST_PAGES = 25
 
 /** How a {@link Replay} is made. */
 export interface ReplayOptions {
   readonly link: Link
   readonly key: string
-  readonly lookBack: number
   readonly readPage: PageReader
   readonly reader: Reader
 }
@@ -78,13 +77,19 @@ export class Replay {
   }
 
   async #answer(after: Cursor, limit: number): Promise<Answer | undefined> {
-    const { reader } = this.#options
-    if (reader.newest !== undefined && compare(after, reader.newest) <= 0) return this.#inTurn(connection => this.#read(connection, after, limit))
-    // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
-    const isThere = await this.#inTurn(async connection => this.#isThere(connection, after))
-    if (!isThere || !(await reader.passed(after))) {
-      if (this.#closed) throw closedError()
-      return undefined
+    const { key, reader } = this.#options
+    const isAhead = reader.newest === undefined || compare(after, reader.newest) > 0
+    if (isAhead || !reader.copies.knows(after)) {
+      // Who asks for what is not there shall not cause more than this.
+      if (!(await this.#inTurn(async connection => this.#isThere(connection, after)))) return undefined
+      // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
+      if (!(await reader.passed(after))) {
+        if (this.#closed) throw closedError()
+        return undefined
+      }
+      // Not in turn: those whose places are known need not wait for it.
+      const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to))
+      if (!(await reader.copies.reach(after, read))) return undefined
     }
     return this.#inTurn(connection => this.#read(connection, after, limit))
   }
@@ -118,7 +123,9 @@ export class Replay {
 
   async #isThere(connection: Connection, cursor: Cursor): Promise<boolean> {
     const id = redisIdOf(cursor)
-    const [raw] = await range(connection, 'XRANGE', this.#options.key, id, id, 1)
+    // With what comes before it, if it is not: when there is nothing, it may be gone.
+    const [raw] = await range(connection, 'XREVRANGE', this.#options.key, id, '-', 1)
+    if (raw === undefined) await this.#lookForOldest(connection)
     return raw !== undefined && same(decode(raw).cursor, cursor)
   }
 
@@ -128,7 +135,6 @@ export class Replay {
     const upTo = reader.newest!
     const entries: BrokerEntry[] = []
     const answer = { entries, upTo }
-    let isCopy: ((entry: LogEntry) => boolean) | undefined
     // Some entries are no events.
     const count = Math.min(PAGE, limit + 20)
     let at = after
@@ -138,13 +144,12 @@ export class Replay {
         await this.#lookForOldest(connection)
         return undefined
       }
-      // Only now: who asks for what is not there shall not cause more than one read.
-      isCopy ??= await this.#copies(connection, after)
-      if (isCopy === undefined) return undefined
+      // The log has begun anew meanwhile.
+      if (!reader.copies.knows(after)) return undefined
       for (const entry of page) {
         at = entry.cursor
         if (compare(at, upTo) > 0) return answer
-        if (isCopy(entry) || entry.event === undefined) continue
+        if (reader.copies.has(at) || entry.event === undefined) continue
         entries.push({ id: formatCursor(at), channel: entry.channel, event: entry.event })
         if (entries.length === limit) return answer
       }
@@ -158,22 +163,6 @@ export class Replay {
     const [first] = await range(connection, 'XRANGE', key, '-', '+', 1)
     const oldest = first && decode(first).cursor
     // What begins after all that we know is another log.
-    if (oldest !== undefined && compare(oldest, reader.newest!) <= 0) this.#oldest = oldest
-  }
-
-  /** Tells copies from what is new after a cursor. Undefined: that would take too long to find out. */
-  async #copies(connection: Connection, after: Cursor): Promise<((entry: LogEntry) => boolean) | undefined> {
-    const { key, lookBack, reader } = this.#options
-    if (reader.knows(after)) return entry => reader.isCopy(entry.cursor)
-    const seen = new Seen()
-    const end = redisIdOf(after)
-    let start = `${Math.max(0, after.ms - lookBack)}-0`
-    for (let pages = 0; pages < MOST_PAGES; pages++) {
-      const page = (await range(connection, 'XRANGE', key, start, end, PAGE)).map(decode)
-      for (const { message, cursor } of page) if (message !== undefined) seen.add(message, cursor.ms)
-      if (page.length < PAGE) return ({ message, cursor }) => message !== undefined && !seen.add(message, cursor.ms)
-      start = `(${redisIdOf(page.at(-1)!.cursor)}`
-    }
-    return undefined
+    if (oldest !== undefined && reader.newest !== undefined && compare(oldest, reader.newest) <= 0) this.#oldest = oldest
   }
 }

@@ -1,0 +1,63 @@
+import { expect } from 'chai'
+import { messageTag } from '../../src/redis/entry.ts'
+import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
+import { closeNodes, KEY, startedNode } from './support.ts'
+
+/** Has the log hold so many events in `ms` milliseconds up to now, each eighth a copy of one before. Gives their ids, and which are no copies. */
+const FILL = `
+  local ids = {}
+  for i = 1, ARGV[1] do
+    local n = i
+    if i % 8 == 0 then n = i - 3 end
+    local id = math.floor(ARGV[2] + i * ARGV[3] / ARGV[1]) .. '-' .. i
+    redis.call('XADD', KEYS[1], id, 'm', 'abcdefghijkl.' .. n, 'c', 'a', 'd', '{"data":"' .. n .. ARGV[4] .. '"}', 'k', '')
+    ids[i] = id
+  end
+  return ids`
+
+describe('what a client that comes back costs RedisBroker', function () {
+  this.timeout(20_000)
+  needsRedis()
+  let server: RedisServer
+  beforeEach(async () => {
+    if (hasRedis) server = await RedisServer.start()
+  })
+  afterEach(async () => {
+    await closeNodes()
+    await server?.stop()
+  })
+
+  /** Its ids, as Redis knows them. */
+  const fill = async (count: number, ms: number, bytes = 0): Promise<string[]> =>
+    (await server.command('EVAL', FILL, 1, KEY, count, Date.now() - ms, ms, 'x'.repeat(bytes))) as string[]
+  const cursor = (redisId: string): string => {
+    const i = Number(redisId.split('-')[1])
+    return `${redisId}.${messageTag({ publisher: 'abcdefghijkl', count: i % 8 === 0 ? i - 3 : i })}`
+  }
+  /** Commands of a kind so far. */
+  const calls = async (...names: string[]): Promise<number> => {
+    let sum = 0
+    for (const name of names) sum += Number(/calls=(\d+)/.exec(await server.info('commandstats', `cmdstat_${name}`))?.[1] ?? 0)
+    return sum
+  }
+
+  it('what lies further back than was read at start is read once for all of them', async () => {
+    const ids = await fill(40_000, 40_000)
+    const { broker } = await startedNode(server.options)
+    const before = await calls('xrange', 'xrevrange')
+    const places = Array.from({ length: 8 }, (_, i) => 20_500 + i * 500)
+    await Promise.all(
+      places.map(async place => {
+        let at = place
+        for (let pages = 0; pages < 5; pages++) {
+          const page = (await broker.read(cursor(ids[at - 1]!), 70))!
+          const expected: string[] = []
+          for (let i = at + 1; expected.length < 70; i++) if (i % 8 !== 0) expected.push(`${i}`)
+          expect(page.map(({ event }) => event.data)).to.deep.equal(expected)
+          at = Number(expected.at(-1))
+        }
+      }),
+    )
+    expect((await calls('xrange', 'xrevrange')) - before).to.be.below(100)
+  })
+})
