@@ -12,6 +12,7 @@ import type { Reader } from './reader.ts'
 const MOST_AT_ONCE = 8
 // Of those that wait. While Redis is away they are kept, also for clients that have left.
 const MOST_WAITING = 10_000
+const MOST_GIVEN = 10_000
 // Pages for one read: what would take more is not proved.
 const MOST_PAGES = 25
 
@@ -34,6 +35,8 @@ export class Replay {
   readonly #options: ReplayOptions
   readonly #running = new Map<string, Promise<Answer | undefined>>()
   readonly #waiting: (() => void)[] = []
+  /** Ids that are real, lately: those that were proved, and those that answers ended with, from where one goes on. */
+  readonly #given = new Set<string>()
   #free = MOST_AT_ONCE
   /** The oldest entry that was kept when somebody last asked for one that was not. */
   #oldest: Cursor | undefined
@@ -78,20 +81,30 @@ export class Replay {
 
   async #answer(after: Cursor, limit: number): Promise<Answer | undefined> {
     const { key, reader } = this.#options
+    const id = formatCursor(after)
     const isAhead = reader.newest === undefined || compare(after, reader.newest) > 0
-    if (isAhead || !reader.copies.knows(after)) {
-      // Who asks for what is not there shall not cause more than this.
+    if (isAhead || !this.#given.has(id)) {
+      // A page would be sent also to who asks for what is not there: a hundred events, for the asking.
       if (!(await this.#inTurn(async connection => this.#isThere(connection, after)))) return undefined
       // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
       if (!(await reader.passed(after))) {
         if (this.#closed) throw closedError()
         return undefined
       }
-      // Not in turn: those whose places are known need not wait for it.
-      const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to))
-      if (!(await reader.copies.reach(after, read))) return undefined
+      this.#give(id)
     }
-    return this.#inTurn(connection => this.#read(connection, after, limit))
+    // Not in turn: those whose places are known need not wait for it.
+    const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to))
+    if (!(await reader.copies.reach(after, read))) return undefined
+    const answer = await this.#inTurn(connection => this.#read(connection, after, limit))
+    const last = answer?.entries.at(-1)
+    if (last !== undefined) this.#give(last.id)
+    return answer
+  }
+
+  #give(id: string): void {
+    this.#given.add(id)
+    if (this.#given.size > MOST_GIVEN) this.#given.delete(this.#given.values().next().value!)
   }
 
   async #inTurn<T>(work: (connection: Connection) => Promise<T>): Promise<T> {

@@ -40,6 +40,8 @@ describe('what a client that comes back costs RedisBroker', function () {
     for (const name of names) sum += Number(/calls=(\d+)/.exec(await server.info('commandstats', `cmdstat_${name}`))?.[1] ?? 0)
     return sum
   }
+  /** Bytes that Redis has sent so far. */
+  const sent = async (): Promise<number> => Number(await server.info('stats', 'total_net_output_bytes'))
 
   it('what lies further back than was read at start is read once for all of them', async () => {
     const ids = await fill(40_000, 40_000)
@@ -59,5 +61,18 @@ describe('what a client that comes back costs RedisBroker', function () {
       }),
     )
     expect((await calls('xrange', 'xrevrange')) - before).to.be.below(100)
+  })
+
+  it('an id that was never given costs one entry, and a real one its events, each page once', async () => {
+    const ids = await fill(300, 300, 10_000)
+    const { broker } = await startedNode(server.options)
+    await broker.read(cursor(ids[0]!), 1)
+    let before = await sent()
+    for (let i = 0; i < 20; i++) expect(await broker.read(cursor(ids[i]!).replace(/.{4}$/, 'zzzz'), 100)).to.equal(undefined)
+    expect((await sent()) - before).to.be.within(20 * 10_000, 21 * 11_000)
+    before = await calls('xrange', 'xrevrange')
+    let at = cursor(ids[0]!)
+    for (let i = 0; i < 10; i++) at = (await broker.read(at, 10))!.at(-1)!.id
+    expect((await calls('xrange', 'xrevrange')) - before).to.equal(10)
   })
 })
