@@ -4,9 +4,6 @@ import type { Members } from './members.ts'
 import { SharedEvent } from './shared-event.ts'
 import type { Home, Subscriber } from './subscription.ts'
 
-// Of what the broker has to replay: about what a stream has room for at once.
-const PAGE = 100
-
 /** How a {@link Delivery} is made. */
 export interface DeliveryOptions {
   readonly broker: Broker
@@ -67,8 +64,8 @@ export class Delivery implements BrokerSink, Home {
   // Of a Home.
 
   // Async, for brokers that throw.
-  async read(id: string): Promise<BrokerEntry[] | undefined> {
-    return this.#broker.read(id, PAGE)
+  async read(id: string, limit: number): Promise<BrokerEntry[] | undefined> {
+    return this.#broker.read(id, limit)
   }
 
   whyNot(id: string): string {

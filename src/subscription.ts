@@ -40,8 +40,8 @@ export interface Home {
   readonly log: Log<SharedEvent>
   readonly positionEvent: string
   readonly resetEvent: string
-  /** The next page of what the broker has after `id`; undefined when it cannot prove it. */
-  read(id: string): Promise<BrokerEntry[] | undefined>
+  /** The next page of what the broker has after `id`, at most `limit` events; undefined when it cannot prove it. */
+  read(id: string, limit: number): Promise<BrokerEntry[] | undefined>
   /** Why an id that cannot be resumed is not. */
   whyNot(id: string): string
   wasSent(): void
@@ -54,6 +54,8 @@ export interface Home {
 
 // A client that has missed more than this reads the state again sooner than the history.
 const MAX_REPLAY = 5_000
+// Events to ask the broker for.
+const PAGE = { first: 16, most: 100 }
 
 /**
  * A cursor over the hub's log, and the channels that it stops at.
@@ -83,6 +85,8 @@ export class Subscriber implements Subscription, Feed {
   /** What a read of the broker's holds of this: a client that leaves meanwhile is not held. */
   #reading: { subscriber: Subscriber | undefined } | undefined
   #replayed = 0
+  /** As many events as the stream is expected to have room for: what is left of a page has to be read again. */
+  #page = PAGE.first
 
   constructor(stream: EventStream, channels: ReadonlySet<string>, begin: Begin, home: Home) {
     this.stream = stream
@@ -203,7 +207,7 @@ export class Subscriber implements Subscription, Feed {
     const { newest } = this.#home.log
     const reading: { subscriber: Subscriber | undefined } = { subscriber: this }
     this.#reading = reading
-    this.#home.read(id).then(
+    this.#home.read(id, this.#page).then(
       page => {
         if (reading.subscriber !== undefined) reading.subscriber.#answered(id, page, newest)
       },
@@ -237,13 +241,14 @@ export class Subscriber implements Subscription, Feed {
       this.#told = number
       return this.#catchUp()
     }
-    for (const entry of page) {
+    for (const [i, entry] of page.entries()) {
       this.#id = entry.id
       this.#replayed++
       // What is left of the page is read again, when there is room: nothing is kept for a slow client.
-      if (this.#wants(entry) && !this.#sendEntry(entry)) return
+      if (this.#wants(entry) && !this.#sendEntry(entry)) return void (this.#page = i + 1)
       if (this.#closed) return
     }
+    this.#page = Math.min(PAGE.most, this.#page * 2)
     this.#follow()
   }
 

@@ -148,10 +148,10 @@ export class Replay {
     const upTo = reader.newest!
     const entries: BrokerEntry[] = []
     const answer = { entries, upTo }
-    // Some entries are no events.
-    const count = Math.min(PAGE, limit + 20)
     let at = after
     for (let pages = 0; pages < MOST_PAGES; pages++) {
+      // Some entries are no events: a few, or nearly all where little is published.
+      const count = Math.min(PAGE, (limit + Math.floor(limit / 5)) * 2 ** pages)
       const page = await readPage(connection, key, at, count)
       if (page === undefined) {
         await this.#lookForOldest(connection)

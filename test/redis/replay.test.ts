@@ -1,6 +1,11 @@
 import { expect } from 'chai'
+import { sse } from '../../src/middleware.ts'
 import { messageTag } from '../../src/redis/entry.ts'
+import { RedisBroker } from '../../src/redis/redis-broker.ts'
+import { connect } from '../support/client.ts'
+import { makeHub } from '../support/hub.ts'
 import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
+import { koa, serve, until } from '../support/serve.ts'
 import { closeNodes, KEY, startedNode } from './support.ts'
 
 /** Has the log hold so many events in `ms` milliseconds up to now, each eighth a copy of one before. Gives their ids, and which are no copies. */
@@ -75,4 +80,21 @@ describe('what a client that comes back costs RedisBroker', function () {
     for (let i = 0; i < 10; i++) at = (await broker.read(at, 10))!.at(-1)!.id
     expect((await calls('xrange', 'xrevrange')) - before).to.equal(10)
   })
+
+  for (const [count, bytes, commands] of [
+    [201, 100_000, 500],
+    [2_001, 200, 60],
+  ] as const) {
+    it(`${count - 1} events of ${bytes} bytes cross the wire from Redis about twice, however few the stream has room for`, async () => {
+      const ids = await fill(count, 1_000, bytes)
+      const hub = makeHub({ broker: new RedisBroker({ redis: server.options }), history: { events: 1 } })
+      await until(() => hub.stats().broker.up)
+      const { url } = await serve(koa(sse(), hub.subscriber('a')))
+      const [before, callsBefore] = [await sent(), await calls('xrange', 'xrevrange')]
+      const client = await connect(url, { headers: { 'Last-Event-ID': cursor(ids[0]!) } })
+      await client.take(Math.floor(((count - 1) * 7) / 8))
+      expect((await sent()) - before).to.be.below(count * bytes * 3)
+      expect((await calls('xrange', 'xrevrange')) - callsBefore).to.be.below(commands)
+    })
+  }
 })
