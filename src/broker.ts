@@ -55,7 +55,7 @@ export interface Broker {
    */
   publish(channel: string | null, event: SseEvent): Promise<string>
   /**
-   * The events after the id `after`, oldest first, at most `limit` of them. None: no event that the sink had been given before the
+   * The events after the id `after`, oldest first, at most `limit` of them; fewer, where they are large. None: no event that the sink had been given before the
    * call comes after it. A client may be ahead of the process that it comes back to: this waits, then, until the sink has been
    * given all up to `after`.
    *

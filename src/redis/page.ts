@@ -2,30 +2,36 @@ import { isReply, type Connection } from './connection.ts'
 import type { Mark } from './copies.ts'
 import { redisIdOf, same, type Cursor } from './cursor.ts'
 import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
+import { sizeOf, type PageSize } from './page-size.ts'
 
-/** Entries read at once, beside the one that proves the page. */
-export const PAGE = 1_000
 // How long a read may take.
 const REPLY_TIMEOUT = 5_000
 // What the hub gets at start, at most: its own window is no larger by default.
 const WINDOW = 10_000
+const WINDOW_SIZE = 67_108_864
 // Read backwards at start, at most.
 const MOST = 200_000
 
 const ask = async (connection: Connection, command: string, ...args: (string | number)[]): Promise<unknown> =>
   connection.within(REPLY_TIMEOUT, async () => connection.call(command, ...args))
 
-/** Reads so many entries that follow another, at most. Undefined: that one is not there. */
-export type PageReader = (connection: Connection, key: string, after: Cursor, count: number) => Promise<LogEntry[] | undefined>
+/** Entries that follow another. `more`: there may be. */
+export interface Page {
+  readonly entries: LogEntry[]
+  readonly more: boolean
+}
+
+/** Reads what follows an entry, at most so many. Undefined: that one is not there. */
+export type PageReader = (connection: Connection, key: string, after: Cursor, size: PageSize, most?: number) => Promise<Page | undefined>
 
 /**
  * Reads from the entry on, that one included; only if it comes first, the same by id and by tag, is the rest what follows it. A
  * read that is not anchored so cannot tell a log that went on from one that was wiped and begun anew.
  */
-export const readPage: PageReader = async (connection, key, after, count) => {
-  const raw = await range(connection, 'XRANGE', key, redisIdOf(after), '+', count + 1)
-  const [first, ...rest] = raw.map(decode)
-  return first !== undefined && same(first.cursor, after) ? rest : undefined
+export const readPage: PageReader = async (connection, key, after, size, most = Infinity) => {
+  const { raw, more } = await size.read(most + 1, async count => range(connection, 'XRANGE', key, redisIdOf(after), '+', count))
+  const [first, ...entries] = raw.map(decode)
+  return first !== undefined && same(first.cursor, after) ? { entries, more } : undefined
 }
 
 /** Entries, unproved. */
@@ -39,8 +45,10 @@ export const range = async (
 ): Promise<RawEntry[]> => (await ask(connection, command, key, from, to, 'COUNT', count)) as RawEntry[]
 
 /** Entries as they are noted. All are taken for heartbeats, since to parse what they say would cost the most. */
-export const readMarks = async (connection: Connection, key: string, from: string, to: string): Promise<readonly Mark[]> =>
-  (await range(connection, 'XRANGE', key, from, to, PAGE)).map(([id, fields]) => decode([id, fields.length === 8 ? fields.with(7, 'hb') : fields]))
+export const readMarks = async (connection: Connection, key: string, from: string, to: string, size: PageSize): Promise<readonly Mark[]> => {
+  const { raw } = await size.read(Infinity, async count => range(connection, 'XRANGE', key, from, to, count))
+  return raw.map(([id, fields]) => decode([id, fields.length === 8 ? fields.with(7, 'hb') : fields]))
+}
 
 /** The end of the log, without a gap. */
 export interface Tail {
@@ -58,18 +66,24 @@ const stripped = (entry: LogEntry): LogEntry => ({ ...entry, event: undefined })
  * Reads the end of the log: what fills a hub's window, and so many milliseconds before it, whose messages tell which of those in the
  * window are copies. An empty log gets an entry first: a position always names one that is there.
  */
-export const readTail = async (connection: Connection, key: string, lookBack: number, nextId: () => MessageId): Promise<Tail> => {
+export const readTail = async (connection: Connection, key: string, lookBack: number, nextId: () => MessageId, size: PageSize): Promise<Tail> => {
   const entries: LogEntry[] = []
   let whole = false
+  // Those that keep their events.
+  let [window, left] = [0, WINDOW_SIZE]
   for (let end = '+'; entries.length < MOST; end = `(${redisIdOf(entries.at(-1)!.cursor)}`) {
-    const page = await range(connection, 'XREVRANGE', key, end, '-', PAGE)
-    for (const raw of page) entries.push(entries.length <= WINDOW ? decode(raw) : stripped(decode(raw)))
+    const { raw, more } = await size.read(Infinity, async count => range(connection, 'XREVRANGE', key, end, '-', count))
+    for (const each of raw) {
+      left -= sizeOf(each)
+      if (window === entries.length && window < WINDOW && left >= 0) window++
+      entries.push(window > entries.length ? decode(each) : stripped(decode(each)))
+    }
     if (entries.length === 0) {
       await ask(connection, 'XADD', key, '*', ...encodeFields(nextId(), { begin: true }))
-      return readTail(connection, key, lookBack, nextId)
+      return readTail(connection, key, lookBack, nextId, size)
     }
-    whole = page.length < PAGE
-    if (whole || (entries.length > WINDOW && entries[WINDOW]!.cursor.ms - entries.at(-1)!.cursor.ms > lookBack)) break
+    whole = !more
+    if (whole || (entries.length > window && entries[window]!.cursor.ms - entries.at(-1)!.cursor.ms > lookBack)) break
   }
   entries.reverse()
   const last = entries.length - 1
@@ -77,7 +91,7 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
   const enough = whole ? 0 : entries.findIndex(entry => entry.cursor.ms > learned)
   // A burst that is longer than all of that: the window begins empty.
   const known = enough === -1 ? last : enough
-  return { entries, known, floor: Math.max(known, last - WINDOW) }
+  return { entries, known, floor: Math.max(known, last - window) }
 }
 
 /** Has all entries to come follow this one, wherever the server's clock stands. */

@@ -5,7 +5,8 @@ import { Copies } from './copies.ts'
 import { compare, formatCursor, parseCursor, redisIdOf, type Cursor } from './cursor.ts'
 import type { LogEntry, MessageId } from './entry.ts'
 import type { Link } from './link.ts'
-import { isTrimmed, PAGE, raise, readTail, serverTime, type PageReader } from './page.ts'
+import { isTrimmed, raise, readTail, serverTime, type PageReader } from './page.ts'
+import { PageSize } from './page-size.ts'
 
 // Milliseconds between two rounds, at least.
 const CLOSE = 1
@@ -42,6 +43,7 @@ export interface ReaderOptions {
  */
 export class Reader {
   readonly #options: ReaderOptions
+  readonly #size = new PageSize()
   #newest: Cursor | undefined
   #since: Cursor | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
@@ -156,12 +158,12 @@ export class Reader {
   async #catchUp(connection: Connection, from: Cursor): Promise<boolean> {
     const { key, readPage } = this.#options
     for (let at = from; ; at = this.#newest!) {
-      const page = await readPage(connection, key, at, PAGE)
+      const page = await readPage(connection, key, at, this.#size)
       if (page === undefined) return false
       if (this.#closed) return true
-      for (const entry of page) this.#take(entry)
+      for (const entry of page.entries) this.#take(entry)
       this.#read(this.#newest!)
-      if (page.length < PAGE) return true
+      if (!page.more) return true
     }
   }
 
@@ -205,7 +207,7 @@ export class Reader {
   /** Reads the end of the log, and which of its entries are copies. The log alone says so: every process comes to the same end. */
   async #learn(connection: Connection): Promise<{ entries: readonly LogEntry[]; floor: number }> {
     const { key, lookBack, nextId } = this.#options
-    const { entries, floor, known } = await readTail(connection, key, lookBack, nextId)
+    const { entries, floor, known } = await readTail(connection, key, lookBack, nextId, this.#size)
     this.copies.begin(entries, entries[known]!.cursor)
     this.#since = entries[0]!.cursor
     return { entries, floor }

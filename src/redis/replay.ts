@@ -5,7 +5,8 @@ import { compare, formatCursor, parseCursor, redisIdOf, same, type Cursor } from
 import { decode } from './entry.ts'
 import { closedError, type Link } from './link.ts'
 import { busy } from './message.ts'
-import { PAGE, range, readMarks, type PageReader } from './page.ts'
+import { range, readMarks, type PageReader } from './page.ts'
+import { PageSize } from './page-size.ts'
 import type { Reader } from './reader.ts'
 
 // Reads at the same time; the others wait.
@@ -34,6 +35,7 @@ interface Answer {
 export class Replay {
   readonly #options: ReplayOptions
   readonly #running = new Map<string, Promise<Answer | undefined>>()
+  readonly #size = new PageSize()
   readonly #waiting: (() => void)[] = []
   /** Ids that are real, lately: those that were proved, and those that answers ended with, from where one goes on. */
   readonly #given = new Set<string>()
@@ -94,7 +96,8 @@ export class Replay {
       this.#give(id)
     }
     // Not in turn: those whose places are known need not wait for it.
-    const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to))
+    const size = new PageSize()
+    const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to, size))
     if (!(await reader.copies.reach(after, read))) return undefined
     const answer = await this.#inTurn(connection => this.#read(connection, after, limit))
     const last = answer?.entries.at(-1)
@@ -151,22 +154,23 @@ export class Replay {
     let at = after
     for (let pages = 0; pages < MOST_PAGES; pages++) {
       // Some entries are no events: a few, or nearly all where little is published.
-      const count = Math.min(PAGE, (limit + Math.floor(limit / 5)) * 2 ** pages)
-      const page = await readPage(connection, key, at, count)
+      const most = (limit + Math.floor(limit / 5)) * 2 ** pages
+      const page = await readPage(connection, key, at, this.#size, most)
       if (page === undefined) {
         await this.#lookForOldest(connection)
         return undefined
       }
       // The log has begun anew meanwhile.
       if (!reader.copies.knows(after)) return undefined
-      for (const entry of page) {
+      for (const entry of page.entries) {
         at = entry.cursor
         if (compare(at, upTo) > 0) return answer
         if (reader.copies.has(at) || entry.event === undefined) continue
         entries.push({ id: formatCursor(at), channel: entry.channel, event: entry.event })
         if (entries.length === limit) return answer
       }
-      if (page.length < count) return answer
+      // Not the rest of them as well, where they are large.
+      if (!page.more || (entries.length > 0 && this.#size.isSmall)) return answer
     }
     return undefined
   }

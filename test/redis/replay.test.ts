@@ -20,6 +20,13 @@ const FILL = `
   end
   return ids`
 
+/** The next so many of them that are no copies. */
+const eventsAfter = (at: number, count: number): number[] => {
+  const events: number[] = []
+  for (let i = at + 1; events.length < count; i++) if (i % 8 !== 0) events.push(i)
+  return events
+}
+
 describe('what a client that comes back costs RedisBroker', function () {
   this.timeout(20_000)
   needsRedis()
@@ -58,10 +65,9 @@ describe('what a client that comes back costs RedisBroker', function () {
         let at = place
         for (let pages = 0; pages < 5; pages++) {
           const page = (await broker.read(cursor(ids[at - 1]!), 70))!
-          const expected: string[] = []
-          for (let i = at + 1; expected.length < 70; i++) if (i % 8 !== 0) expected.push(`${i}`)
-          expect(page.map(({ event }) => event.data)).to.deep.equal(expected)
-          at = Number(expected.at(-1))
+          const expected = eventsAfter(at, 70)
+          expect(page.map(({ event }) => Number(event.data))).to.deep.equal(expected)
+          at = expected.at(-1)!
         }
       }),
     )
@@ -97,4 +103,22 @@ describe('what a client that comes back costs RedisBroker', function () {
       expect((await calls('xrange', 'xrevrange')) - callsBefore).to.be.below(commands)
     })
   }
+
+  it('reads large events by pages that Redis does not refuse: at start, as many as a hub keeps; as they come; and again', async () => {
+    await server.command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 8388608 0 0')
+    const [first] = await fill(800, 800, 100_000)
+    const { broker, sink } = await startedNode(server.options)
+    // Of 80 MB.
+    expect(sink.data.length).to.be.within(580, 590)
+    expect(sink.data.at(-1)).to.match(/^799x/)
+    const { length } = sink.data
+    await server.command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 200, Date.now(), 200, 'x'.repeat(100_000))
+    await sink.have(length + 175)
+    const page = (await broker.read(cursor(first!), 100))!
+    const numbers = page.map(({ event }) => Number.parseInt(String(event.data)))
+    expect(numbers).to.have.lengthOf.above(10)
+    expect(numbers).to.deep.equal(eventsAfter(1, numbers.length))
+    expect(broker.stats()).to.include({ reconnects: 0 })
+    expect(broker.stats().gaps).to.deep.equal({ lost: 0, trimmed: 0 })
+  })
 })

@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net'
 import Koa from 'koa'
 import { Hub } from '../../../src/hub.ts'
 import { sse } from '../../../src/middleware.ts'
-import { decode, type RawEntry } from '../../../src/redis/entry.ts'
+import { decode } from '../../../src/redis/entry.ts'
 import type { PageReader } from '../../../src/redis/page.ts'
 import { RedisBroker } from '../../../src/redis/redis-broker.ts'
 import { redisIdOf } from '../../../src/redis/cursor.ts'
@@ -24,9 +24,12 @@ export type Word = { port: number } | { acks: Acks } | { stopped: true; rejected
 const [name = '', redisPort = '', naive = ''] = process.argv.slice(2)
 
 // The usual way: whatever comes after the last id is taken for what follows it.
-const naivePage: PageReader = async (connection, key, after, count) => {
-  const reply = await connection.within(5_000, async () => connection.redis.xread('COUNT', count, 'STREAMS', key, redisIdOf(after)))
-  return ((reply?.[0]?.[1] ?? []) as RawEntry[]).map(decode)
+const naivePage: PageReader = async (connection, key, after, size, most = Infinity) => {
+  const { raw, more } = await size.read(most, async count => {
+    const reply = await connection.within(5_000, async () => connection.redis.xread('COUNT', count, 'STREAMS', key, redisIdOf(after)))
+    return reply?.[0]?.[1] ?? []
+  })
+  return { entries: raw.map(decode), more }
 }
 
 const broker = new RedisBroker(

@@ -1,0 +1,57 @@
+import type { RawEntry } from './entry.ts'
+
+const FIRST = 50
+// One of them is the proof, in most.
+const LEAST = 2
+const MOST = 1_000
+// Characters.
+const AIM = 4_194_304
+// Milliseconds. A page that takes five times as long is given up, with the connection.
+const SLOW = 1_000
+
+/** Characters of an entry, about. */
+export const sizeOf = ([, fields]: RawEntry): number => {
+  let size = 0
+  for (let i = 0; i < fields.length; i++) size += fields[i]!.length
+  return size + 50
+}
+
+/**
+ * How many entries make a page: about 4 MB, by the size of those that came before, and fewer on a slow link. Pages that are counted
+ * in entries alone never arrive where events are large, and each that was given up would be asked for again.
+ */
+export class PageSize {
+  #count = FIRST
+
+  /** Whether entries are so large, or the link so slow, that a page is less than one begins with. */
+  get isSmall(): boolean {
+    return this.#count < FIRST
+  }
+
+  /** Reads a page of so many entries, or of `most`. `more`: it is full. */
+  async read(most: number, read: (count: number) => Promise<RawEntry[]>): Promise<{ raw: RawEntry[]; more: boolean }> {
+    const asked = Math.max(LEAST, Math.min(this.#count, most))
+    const begin = performance.now()
+    try {
+      const raw = await read(asked)
+      this.#learn(asked, raw, performance.now() - begin)
+      return { raw, more: raw.length === asked }
+    } catch (error) {
+      this.#set(this.#count / 2)
+      throw error
+    }
+  }
+
+  #learn(asked: number, raw: readonly RawEntry[], ms: number): void {
+    let size = 0
+    for (const entry of raw) size += sizeOf(entry)
+    const fitting = ms > SLOW ? asked / 2 : (AIM * raw.length) / size
+    // Many small entries say nothing of those that come a while later.
+    const most = raw.length === asked ? Math.max(this.#count, asked * 2) : Math.max(FIRST, this.#count / 2)
+    if (raw.length > 0) this.#set(Math.min(fitting, most))
+  }
+
+  #set(count: number): void {
+    this.#count = Math.min(MOST, Math.max(LEAST, Math.floor(count)))
+  }
+}
