@@ -60,6 +60,8 @@ export interface Broker {
    * given all up to `after`.
    *
    * @returns undefined when it cannot be proved that nothing is missing between `after` and the first of them: an id that is unknown, forged, or no longer kept.
+   * @throws SseError, as a rejection: `ERR_SSE_BROKER_CLOSED`; `ERR_SSE_BROKER_BUSY`, which the hub does not emit as 'error', since it asks again
+   * for each of a crowd: the broker tells the sink, once.
    */
   read(after: string, limit: number): Promise<BrokerEntry[] | undefined>
   /** True: publishes may come before `start` has resolved, and the broker says how long they wait. Otherwise the hub holds them back. */

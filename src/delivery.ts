@@ -1,8 +1,13 @@
 import type { Broker, BrokerEntry, BrokerSink } from './broker.ts'
 import { Log, type LogLimits } from './log.ts'
+import { SseError } from './errors.ts'
 import type { Members } from './members.ts'
 import { SharedEvent } from './shared-event.ts'
 import type { Home, Subscriber } from './subscription.ts'
+
+// Parked subscriptions that look again when the log moves, and when a read has succeeded: if a broker is too busy for a crowd, it
+// should not be asked by all of it at once, again and again.
+const RESUMED = { byMove: 100, byRead: 2 }
 
 /** How a {@link Delivery} is made. */
 export interface DeliveryOptions {
@@ -49,7 +54,7 @@ export class Delivery implements BrokerSink, Home {
   readonly position = (id: string): void =>
     this.#inOrder(() => {
       this.log.move(id, performance.now())
-      this.#resumeParked()
+      this.#resume(RESUMED.byMove)
     })
 
   readonly gap = (reason: string, position: string): void =>
@@ -65,7 +70,9 @@ export class Delivery implements BrokerSink, Home {
 
   // Async, for brokers that throw.
   async read(id: string, limit: number): Promise<BrokerEntry[] | undefined> {
-    return this.#broker.read(id, limit)
+    const page = await this.#broker.read(id, limit)
+    this.#resume(RESUMED.byRead)
+    return page
   }
 
   whyNot(id: string): string {
@@ -80,7 +87,9 @@ export class Delivery implements BrokerSink, Home {
     this.resets[reason] = (this.resets[reason] ?? 0) + 1
   }
 
-  park(subscriber: Subscriber): void {
+  park(subscriber: Subscriber, error: unknown): void {
+    // That the broker tells the sink, once.
+    if (!(error instanceof SseError && error.code === 'ERR_SSE_BROKER_BUSY')) this.error(error)
     this.#parked.add(subscriber)
   }
 
@@ -119,13 +128,15 @@ export class Delivery implements BrokerSink, Home {
     const number = this.log.append(entry.id, event, event.bytes, performance.now(), entry.event.id)
     for (const subscriber of this.#members.of(entry.channel)) subscriber.deliver(event, number)
     event.settle()
-    this.#resumeParked()
+    this.#resume(RESUMED.byMove)
   }
 
-  #resumeParked(): void {
-    if (this.#parked.size === 0) return
-    const parked = [...this.#parked]
-    this.#parked.clear()
-    for (const subscriber of parked) subscriber.resume()
+  #resume(count: number): void {
+    let left = count
+    for (const subscriber of this.#parked) {
+      if (left-- === 0) return
+      this.#parked.delete(subscriber)
+      subscriber.resume()
+    }
   }
 }

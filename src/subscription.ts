@@ -46,8 +46,8 @@ export interface Home {
   whyNot(id: string): string
   wasSent(): void
   wasReset(reason: string): void
-  /** Calls `resume` on the subscription at the next move of the log. */
-  park(subscription: Subscriber): void
+  /** Calls `resume` on the subscription, whose read failed, when the log has moved or others' reads have succeeded. */
+  park(subscription: Subscriber, error: unknown): void
   left(subscription: Subscriber): void
   error(error: unknown): void
 }
@@ -132,7 +132,7 @@ export class Subscriber implements Subscription, Feed {
     if (!this.#send(event, number)) this.#cursor = number
   }
 
-  /** The log has moved; a parked subscription looks again. */
+  /** A parked subscription looks again. */
   resume(): void {
     if (!this.#closed) this.#follow()
   }
@@ -212,7 +212,9 @@ export class Subscriber implements Subscription, Feed {
         if (reading.subscriber !== undefined) reading.subscriber.#answered(id, page, newest)
       },
       (error: unknown) => {
-        if (reading.subscriber !== undefined) reading.subscriber.#unanswered(error)
+        if (reading.subscriber === undefined) return
+        reading.subscriber.#reading = undefined
+        reading.subscriber.#home.park(reading.subscriber, error)
       },
     )
   }
@@ -221,13 +223,6 @@ export class Subscriber implements Subscription, Feed {
     this.#reading = undefined
     // It may have been reset meanwhile.
     if (this.#id === id) this.#replay(page, newest)
-  }
-
-  #unanswered(error: unknown): void {
-    this.#reading = undefined
-    this.#home.error(error)
-    // The log moves again when the broker is back.
-    this.#home.park(this)
   }
 
   /** `newest`: of the log, when the page was asked for. */

@@ -1,6 +1,6 @@
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type SseEvent } from 'koa-sse'
+import { Hub, MemoryBroker, sse, SseError, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type SseEvent } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
 import { clog } from './support/clog.ts'
 import { collect } from './support/heap.ts'
@@ -277,6 +277,34 @@ describe('a broker that is somebody else’s', () => {
     broker.read = read
     await hub.publish('a', '4')
     expect(await client.take(4)).to.deep.equal(['1', '2', '3', '4'])
+  })
+
+  it('is too busy for a crowd: nobody is told, it is asked again by some at a time, and all get their events', async () => {
+    const { broker, errors, open } = await serveSlow()
+    for (let i = 1; i <= 300; i++) broker.add({ id: `s-${i}`, channel: 'a', event: { data: `${i}` } })
+    const read = broker.read.bind(broker)
+    let [atOnce, refused] = [0, 0]
+    broker.read = async (...args) => {
+      if (atOnce === 5) {
+        refused++
+        throw new SseError('ERR_SSE_BROKER_BUSY', 'five reads wait already')
+      }
+      atOnce++
+      return read(...args).finally(() => atOnce--)
+    }
+    let answer!: (value?: unknown) => void
+    broker.answer = new Promise(resolve => (answer = resolve))
+    const clients = await Promise.all(Array.from({ length: 250 }, async (_, i) => open(`s-${i + 1}`)))
+    await until(() => refused === 245)
+    broker.add({ id: 's-301', channel: 'a', event: { data: '301' } })
+    await until(() => refused > 245)
+    expect(refused).to.equal(245 + 100)
+    // No move of the log is needed.
+    answer()
+    for (const [i, client] of clients.entries()) {
+      expect(await client.take(300 - i)).to.deep.equal(Array.from({ length: 300 - i }, (_, n) => `${i + 2 + n}`))
+    }
+    expect(errors).to.deep.equal([])
   })
 
   it('names its newest id again: that is as good as ever', async () => {

@@ -240,7 +240,13 @@ export class RedisBroker implements Broker {
 
   async read(after: string, limit: number): Promise<BrokerEntry[] | undefined> {
     this.#throwIfClosed()
-    return this.#replay?.read(after, limit)
+    try {
+      return await this.#replay?.read(after, limit)
+    } catch (error) {
+      // Too many wait. Once closed, the gate is too.
+      this.#errors.tell(error)
+      throw error
+    }
   }
 
   trimmed(id: string): boolean {

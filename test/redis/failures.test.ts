@@ -568,4 +568,17 @@ describe('RedisBroker, when', function () {
     for (const [i, entries] of answers.entries()) expect(entries).to.deep.equal(one.sink.events.slice(i + 1, i + 6))
     expect(Number(await server.info('clients', 'connected_clients'))).to.be.at.most(4)
   })
+
+  it('more than ten thousand ask while it does not answer: the others are refused, the sink is told once, and each gets its answer', async () => {
+    const one = await startedNode(server.options)
+    server.pause()
+    const refused: unknown[] = []
+    const reads = Array.from({ length: 10_100 }, async (_, i) => one.broker.read(`9999999999999-${i}.aaaa`, 1))
+    for (const read of reads) read.catch((error: unknown) => refused.push(error))
+    await until(() => refused.length === 100)
+    for (const error of refused) expect(error).to.include({ name: 'SseError', code: 'ERR_SSE_BROKER_BUSY' })
+    expect(one.sink.errors).to.deep.equal([refused[0]])
+    server.resume()
+    expect((await Promise.allSettled(reads)).filter(({ status }) => status === 'fulfilled')).to.have.lengthOf(10_000)
+  })
 })
