@@ -164,7 +164,7 @@ describe('README.md', () => {
     const subjects: [heading: string, call: (options: object) => unknown, files: string[]][] = [
       ['sse()', options => sse(options), ['src/sse-options.ts']],
       ['new Hub()', options => new Hub(options), ['src/hub-options.ts', 'src/hub.ts']],
-      ['new RedisBroker()', options => new RedisBroker(options), ['src/redis/redis-broker.ts', 'src/redis/connection.ts']],
+      ['new RedisBroker()', options => new RedisBroker(options), ['src/redis/redis-options.ts', 'src/redis/connection.ts']],
     ]
 
     it('is about sse(), Hub and RedisBroker', () => {

@@ -1,1 +1,2 @@
-export { RedisBroker, type RedisBrokerOptions, type RedisBrokerStats } from './redis-broker.ts'
+export { RedisBroker, type RedisBrokerStats } from './redis-broker.ts'
+export type { RedisBrokerOptions } from './redis-options.ts'

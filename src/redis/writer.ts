@@ -232,7 +232,8 @@ export class Writer {
     if (this.#underWay++ === 0) this.#heard = performance.now()
     const { key, retention } = this.#options
     // Beyond the safe numbers it is no time.
-    const trim = this.newest > retention && Number.isSafeInteger(this.newest) ? (['MINID', '~', `${Math.floor(this.newest - retention)}-0`] as const) : []
+    const trim =
+      this.newest > retention && Number.isSafeInteger(this.newest) ? (['MINID', '~', `${Math.floor(this.newest - retention)}-0`] as const) : []
     const reply = connection.call('XADD', key, ...trim, '*', ...message.fields) as Promise<string>
     reply.then(
       id => {

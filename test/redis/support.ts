@@ -1,5 +1,6 @@
 import type { RedisOptions } from 'ioredis'
-import { RedisBroker, type Parts, type RedisBrokerOptions } from '../../src/redis/redis-broker.ts'
+import { RedisBroker, type Parts } from '../../src/redis/redis-broker.ts'
+import type { RedisBrokerOptions } from '../../src/redis/redis-options.ts'
 import { Recorder } from '../support/broker-suite.ts'
 import { until } from '../support/serve.ts'
 
