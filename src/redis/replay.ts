@@ -14,7 +14,7 @@ const MOST_AT_ONCE = 8
 // Of those that wait. While Redis is away they are kept, also for clients that have left.
 const MOST_WAITING = 10_000
 const MOST_GIVEN = 10_000
-// Pages for one read: what would take more is not proved.
+// Pages for one read: an event that comes later is not proved to be the next.
 const MOST_PAGES = 25
 
 /** How a {@link Replay} is made. */
@@ -172,7 +172,7 @@ export class Replay {
       // Not the rest of them as well, where they are large.
       if (!page.more || (entries.length > 0 && this.#size.isSmall)) return answer
     }
-    return undefined
+    return entries.length > 0 ? answer : undefined
   }
 
   async #lookForOldest(connection: Connection): Promise<void> {

@@ -121,4 +121,18 @@ describe('what a client that comes back costs RedisBroker', function () {
     expect(broker.stats()).to.include({ reconnects: 0 })
     expect(broker.stats().gaps).to.deep.equal({ lost: 0, trimmed: 0 })
   })
+
+  it('what is published is little, and heartbeats are many: it finds what comes behind them, and takes few commands for that', async () => {
+    const { broker, sink } = await startedNode(server.options)
+    const from = await broker.publish('a', { data: 'before' })
+    const beats = `for i = 1, 12000 do redis.call('XADD', KEYS[1], '*', 'm', ARGV[1] .. i, 'c', '', 'd', '', 'k', 'hb') end`
+    await server.command('EVAL', beats, 1, KEY, 'abcdefghijkl.')
+    await broker.publish('a', { data: 'next' })
+    await server.command('EVAL', beats, 1, KEY, 'mnopqrstuvwx.')
+    const id = await broker.publish('a', { data: 'far' })
+    await until(() => sink.ids.at(-1) === id)
+    const before = await calls('xrange', 'xrevrange')
+    expect((await broker.read(from, 10))?.map(({ event }) => event.data)).to.deep.equal(['next'])
+    expect((await calls('xrange', 'xrevrange')) - before).to.be.below(30)
+  })
 })
