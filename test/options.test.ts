@@ -741,18 +741,20 @@ describe('sse(options)', () => {
 
     for (const who of ['onError', "a listener of 'error'"]) {
       it(`makes no clean end of a failure where ${who} closes the stream`, async () => {
-        const { handler, last } = opener()
+        let stream: EventStream | undefined
         const closing = (): string => {
-          last().close()
+          stream!.close()
           return 'sorry'
         }
-        const app = koa(sse({ onError: who === 'onError' ? closing : () => 'sorry' }), handler)
+        const app = koa(sse({ onError: who === 'onError' ? closing : () => 'sorry' }), ctx => {
+          stream = ctx.sse
+          return failing(ctx, async () => {})
+        })
         app.on('error', who === 'onError' ? () => {} : closing)
         const client = await connect((await serve(app)).url)
-        last().body.destroy(boom)
         expect(await client.ended).to.equal('cut')
-        expect(client.events.map(event => event.data)).to.deep.equal(['sorry'])
-        expect(await last().closed).to.equal('error')
+        expect(client.events.map(event => event.data)).to.deep.equal(['first', 'sorry'])
+        expect(await stream!.closed).to.equal('error')
       })
     }
 
