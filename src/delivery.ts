@@ -105,12 +105,14 @@ export class Delivery implements BrokerSink, Home {
       return
     }
     this.#busy = true
+    // By index: to shift a long array is to copy it.
+    let next = 0
     try {
       action()
-      // By index: to shift a long array is to copy it.
-      for (let next = 0; next < this.#backlog.length; next++) this.#backlog[next]!()
+      while (next < this.#backlog.length) this.#backlog[next++]!()
     } finally {
-      this.#backlog.length = 0
+      // What a broker's bad call has kept from its turn comes with the next.
+      this.#backlog.splice(0, next)
       this.#busy = false
     }
   }

@@ -5,7 +5,7 @@ import { connect as connectSocket, type AddressInfo } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, MemoryBroker, sse, type Broker } from 'koa-sse'
+import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { makeHub, serveStreams } from './support/hub.ts'
 import { failure, signalled } from './support/promises.ts'
@@ -138,6 +138,34 @@ describe('a broker whose close() throws', () => {
     hub.on('error', error => errors.push(error))
     await hub.close()
     expect(errors).to.deep.equal([boom])
+  })
+})
+
+describe('a broker that calls its sink wrongly in the middle of a delivery', () => {
+  it('costs nobody the events that wait behind that call', async () => {
+    const broker: Broker = new MemoryBroker()
+    let sink: BrokerSink
+    broker.start = async given => {
+      sink = given
+      sink.position('s-0')
+    }
+    const hub = makeHub({ broker })
+    const { url, streams } = await serveStreams()
+    const client = await connect(url)
+    const entry = (data: string): BrokerEntry => ({ id: `s-${data}`, channel: 'a', event: { data } })
+    await hub.subscribe(streams[0]!, 'a', {
+      filter: ({ data }) => {
+        if (data === '1') {
+          sink.event(null as never)
+          sink.event(entry('2'))
+        }
+        return true
+      },
+    })
+    expect(() => sink.event(entry('1'))).to.throw(TypeError)
+    sink!.event(entry('3'))
+    expect((await client.event()).event).to.equal('stream-position')
+    expect((await client.take(3)).toSorted()).to.deep.equal(['1', '2', '3'])
   })
 })
 

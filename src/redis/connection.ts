@@ -180,7 +180,7 @@ export class Connection {
     // Before disconnect(), whose end() would send what is left as soon as the link heals, which may be minutes later.
     if (stream !== undefined) cut(stream)
     this.redis.disconnect()
-    this.#giveUp?.(error)
+    this.#giveUp?.(this.error)
   }
 }
 
