@@ -1,5 +1,5 @@
 import { compare, redisIdOf, type Cursor } from './cursor.ts'
-import type { LogEntry } from './entry.ts'
+import type { Mark } from './entry.ts'
 import { Seen } from './seen.ts'
 
 // How long a silent publisher is remembered, at least: those that live are counted, and a server's clock may be set forward.
@@ -8,9 +8,6 @@ const SHORTEST_MEMORY = 60_000
 const MOST = 100_000
 // Read at once to know more: about 200 000 entries. What lies further back is not proved.
 const MOST_PAGES = 200
-
-/** What there is to know of an entry. */
-export type Mark = Pick<LogEntry, 'cursor' | 'message'>
 
 /** Reads the oldest entries of a range, both ends included as Redis has it. None: there are no more. */
 export type ReadMarks = (from: string, to: string) => Promise<readonly Mark[]>

@@ -7,11 +7,15 @@ export interface MessageId {
   readonly count: number
 }
 
-/** An entry of the log in Redis. */
-export interface LogEntry {
+/** Where an entry stands, and which message it brings. */
+export interface Mark {
   readonly cursor: Cursor
   /** Absent in an entry that somebody else wrote. */
   readonly message: MessageId | undefined
+}
+
+/** An entry of the log in Redis. */
+export interface LogEntry extends Mark {
   readonly kind: 'event' | 'heartbeat' | 'control' | 'poison'
   readonly channel: string | null
   /** What it says: an event, in an entry of that kind. */
@@ -76,11 +80,17 @@ const parseEvent = (json: string): SseEvent | undefined => {
   return fields === 0 ? undefined : event
 }
 
-/** Reads an entry of Redis. Never throws: what is no entry of ours is `poison`, and has a cursor all the same. */
-export const decode = ([redisId, fields]: RawEntry): LogEntry => {
-  // By index and in literals: this is done for each entry in each process.
+/** Reads of an entry what stands beside the event, which costs the most. */
+export const decodeMark = ([redisId, fields]: RawEntry): Mark => {
   const message = isOurs(fields) ? parseMessage(fields[1]!) : undefined
-  const cursor = cursorOf(redisId, tagOf(message === undefined ? fields.join('\n') : fields[1]!))
+  return { cursor: cursorOf(redisId, tagOf(message === undefined ? fields.join('\n') : fields[1]!)), message }
+}
+
+/** Reads an entry of Redis. Never throws: what is no entry of ours is `poison`, and has a cursor all the same. */
+export const decode = (raw: RawEntry): LogEntry => {
+  // By index and in literals: this is done for each entry in each process.
+  const { cursor, message } = decodeMark(raw)
+  const [, fields] = raw
   const [channel, data, kind] = [fields[3]!, fields[5]!, fields[7]]
   if (message !== undefined) {
     if (kind === 'hb') return { cursor, message, kind: 'heartbeat', channel: null, event: undefined, fork: undefined }

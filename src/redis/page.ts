@@ -1,7 +1,6 @@
 import { isReply, type Connection } from './connection.ts'
-import type { Mark } from './copies.ts'
 import { redisIdOf, same, type Cursor } from './cursor.ts'
-import { decode, encodeFields, type LogEntry, type MessageId, type RawEntry } from './entry.ts'
+import { decode, decodeMark, encodeFields, type LogEntry, type Mark, type MessageId, type RawEntry } from './entry.ts'
 import { sizeOf, type PageSize } from './page-size.ts'
 
 // How long a read may take.
@@ -44,10 +43,10 @@ export const range = async (
   count: number,
 ): Promise<RawEntry[]> => (await ask(connection, command, key, from, to, 'COUNT', count)) as RawEntry[]
 
-/** Entries as they are noted. All are taken for heartbeats, since to parse what they say would cost the most. */
+/** Entries as they are noted. */
 export const readMarks = async (connection: Connection, key: string, from: string, to: string, size: PageSize): Promise<readonly Mark[]> => {
   const { raw } = await size.read(Infinity, async count => range(connection, 'XRANGE', key, from, to, count))
-  return raw.map(([id, fields]) => decode([id, fields.length === 8 ? fields.with(7, 'hb') : fields]))
+  return raw.map(decodeMark)
 }
 
 /** The end of the log, without a gap. */

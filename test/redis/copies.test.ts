@@ -1,5 +1,6 @@
 import { expect } from 'chai'
-import { Copies, type Mark, type ReadMarks } from '../../src/redis/copies.ts'
+import { Copies, type ReadMarks } from '../../src/redis/copies.ts'
+import type { Mark } from '../../src/redis/entry.ts'
 import { redisIdOf } from '../../src/redis/cursor.ts'
 
 const LOOK_BACK = 50
