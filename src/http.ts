@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import { setImmediate, setRealTimeout } from './turn.ts'
 
 // What differs between HTTP/1 and HTTP/2, and nothing else.
 
@@ -91,7 +92,7 @@ const CUT_DELAY = 20
 
 /** Ends the response so that the client can tell that it was not finished, after all that has been written so far. */
 export const cut = (res: Response): void => {
-  setTimeout(() => {
+  setRealTimeout(() => {
     if ('stream' in res) {
       const { stream } = res
       // A write would bring a head along.

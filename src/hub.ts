@@ -25,6 +25,7 @@ import { closedError, Publisher } from './publisher.ts'
 import { checkCloseOptions, shutDown, type CloseOptions, type Farewell } from './shutdown.ts'
 import { checkSource, type Source } from './source.ts'
 import { Subscriber, type Begin, type SubscribeOptions, type Subscription } from './subscription.ts'
+import { setImmediate } from './turn.ts'
 import { checkFunction, checkKeys, expected, yesOrNo } from './validate.ts'
 
 type Channel<Events> = keyof Events & string

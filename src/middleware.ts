@@ -8,7 +8,7 @@ import type { Outlet } from './outlet.ts'
 import { respondDirectly } from './respond.ts'
 import { checkCloseOptions, jittered, shutDown, type CloseOptions } from './shutdown.ts'
 import type { StreamCore } from './stream-core.ts'
-import { afterMicrotasks } from './turn.ts'
+import { afterMicrotasks, nextTick } from './turn.ts'
 import { checkSseOptions, type Settings, type SseOptions } from './sse-options.ts'
 import { ignoreRejection } from './validate.ts'
 
@@ -144,7 +144,7 @@ class KoaExchange implements Exchange<StreamCore> {
       ctx.app.emit('error', toError(error), ctx)
     } catch (thrown) {
       // A listener that fails is nobody else's failure: others have their turn first.
-      process.nextTick(() => {
+      nextTick(() => {
         throw thrown
       })
     }

@@ -7,7 +7,7 @@ import { toError } from './errors.ts'
 import { Frame } from './frame.ts'
 import { cut, cutAtEnd, type Response } from './http.ts'
 import { chunkSocket, mayChunk, writeChunk, writeResponse, type Draining } from './response-sink.ts'
-import { gather, thisTurn, type Gatherer } from './turn.ts'
+import { gather, setImmediate, thisTurn, type Gatherer } from './turn.ts'
 
 /**
  * What an {@link Outlet} tells: there is room again after `writeFrame` left none; more bytes would wait than may wait; somebody

@@ -1,6 +1,7 @@
 import type { Readable } from 'node:stream'
 import { destroy, type Response } from './http.ts'
 import type { Outlet } from './outlet.ts'
+import { nextTick, setRealTimeout } from './turn.ts'
 
 // The outlet of a context that it may have; `null` when the bytes are on their way past Koa.
 const OUTLET: unique symbol = Symbol('koa-sse outlet')
@@ -48,11 +49,11 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
     if (outlet === null) return false
     if (outlet === undefined || !isOurs(this, outlet)) {
       // Koa 2 waits for it for ever.
-      if (outlet?.body.destroyed === true) setTimeout(giveUp, UNANSWERED, this, outlet).unref()
+      if (outlet?.body.destroyed === true) setRealTimeout(giveUp, UNANSWERED, this, outlet).unref()
       this[OUTLET] = undefined
       return undefined
     }
-    process.nextTick(goDirect, this, outlet)
+    nextTick(goDirect, this, outlet)
     return false
   },
   set(value: unknown) {
@@ -63,7 +64,7 @@ const accessor: PropertyDescriptor & ThisType<RespondingContext> = {
 const goDirect = (ctx: RespondingContext, outlet: Outlet): void => {
   if (ctx[OUTLET] !== outlet) return
   if (!isOurs(ctx, outlet)) {
-    setTimeout(giveUp, UNANSWERED, ctx, outlet).unref()
+    setRealTimeout(giveUp, UNANSWERED, ctx, outlet).unref()
     return
   }
   ctx[OUTLET] = null

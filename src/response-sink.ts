@@ -2,6 +2,7 @@ import { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Frame } from './frame.ts'
 import type { Response } from './http.ts'
+import { nextTick } from './turn.ts'
 
 /** Whoever emits 'drain' when it has room again. */
 export type Draining = Response | Socket
@@ -22,7 +23,7 @@ export const chunkSocket = (res: ServerResponse): Socket | undefined => {
   if (socket === null || res.write !== write || IS_REPLACED) return
   if (!res.headersSent) {
     socket.cork()
-    process.nextTick(uncork, socket)
+    nextTick(uncork, socket)
     res.flushHeaders()
   }
   return res.chunkedEncoding && res.writableLength === socket.writableLength ? socket : undefined

@@ -1,5 +1,14 @@
 import { deferred, type Deferred } from './deferred.ts'
 
+/**
+ * These as they were when this was loaded, or a test's fake clock would keep every stream waiting for what is no matter of time; and where it went
+ * without calling back, all that come after it, too.
+ */
+export const nextTick: typeof process.nextTick = process.nextTick.bind(process)
+export const setImmediate: typeof globalThis.setImmediate = globalThis.setImmediate
+export const setRealTimeout: typeof setTimeout = setTimeout
+const { queueMicrotask } = globalThis
+
 /** Who gathers bytes during a turn of the event loop. */
 export interface Gatherer {
   turnEnds(): void
@@ -16,11 +25,11 @@ const letGo = (): void => {
 
 /** Calls back after all microtasks of this turn: whatever a source has ready by then comes along. */
 export const gather = (gatherer: Gatherer): void => {
-  if (gathering.push(gatherer) === 1) process.nextTick(letGo)
+  if (gathering.push(gatherer) === 1) nextTick(letGo)
 }
 
 /** Calls back when all microtasks are done that there are, and those that they bring. */
-export const afterMicrotasks = (callback: () => void): void => queueMicrotask(() => process.nextTick(callback))
+export const afterMicrotasks = (callback: () => void): void => queueMicrotask(() => nextTick(callback))
 
 let turn = 0
 let counting = false

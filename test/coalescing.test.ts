@@ -1,9 +1,10 @@
 import { once } from 'node:events'
 import { connect as dial, type Socket } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
+import { mock } from 'node:test'
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { sse, type EventStream, type Source, type SseOptions } from 'koa-sse'
+import { Hub, sse, type EventStream, type Source, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { koa, serve, until } from './support/serve.ts'
 
@@ -297,4 +298,34 @@ it('a client that leaves between a send and its write does no harm', async () =>
   await turn()
   expect(app.errors).to.deep.equal([])
   expect(client.events).to.deep.equal([])
+})
+
+describe('a fake clock of a user’s test, which stands still', () => {
+  beforeEach(() => mock.timers.enable({ apis: ['setImmediate', 'setTimeout'] }))
+  afterEach(() => mock.timers.reset())
+
+  it('keeps no stream waiting, nor who publishes, nor what comes after it', async () => {
+    const { url } = await serve(
+      koa(sse(), async ctx => {
+        for (const item of ITEMS) {
+          await ctx.sse.send(item)
+          await new Promise<void>(resolve => process.nextTick(resolve))
+        }
+        if (ctx.path === '/fails') throw new Error('the last event is not the end')
+        ctx.sse.close()
+      }),
+    )
+    const hub = new Hub()
+    const visit = async (path: string): Promise<string> => {
+      const client = await connect(url + path)
+      const how = await client.ended
+      expect(client.text).to.equal(`:\n\n${wire(ITEMS)}`)
+      for (const item of ITEMS) await hub.publish('news', item)
+      return how
+    }
+    expect(await visit('/')).to.equal('clean')
+    expect(await visit('/fails')).to.equal('cut')
+    mock.timers.reset()
+    expect(await visit('/')).to.equal('clean')
+  })
 })
