@@ -12,6 +12,8 @@ export interface ClocksOwner {
   expired(): void
   /** True when the client has something to read. */
   readonly begun: boolean
+  /** Bytes that have left for the client, whoever wrote them, as far as that is known. */
+  readonly sent: number
 }
 
 /** What an open stream does by the clock. */
@@ -24,6 +26,7 @@ export class Clocks {
   #written = 0
   #stallTicks = -1
   #taken = 0
+  #sent = 0
   #ended = false
 
   static readonly #heartbeats = new Beats<Clocks>(clocks => clocks.#checkQuiet())
@@ -64,8 +67,13 @@ export class Clocks {
   #checkStall(): void {
     const { waiting, taken } = this.#outlet
     if (waiting === 0 && !this.#ended) this.#stallTicks = -1
-    else if (taken > this.#taken || !this.#owner.begun) this.#stallTicks = 0
-    else if (++this.#stallTicks >= TICKS) this.#owner.stalled()
+    else {
+      // What wraps the body may have more to write than it has read, and take its time.
+      const { begun, sent } = this.#owner
+      if (taken > this.#taken || sent > this.#sent || !begun) this.#stallTicks = 0
+      else if (++this.#stallTicks >= TICKS) this.#owner.stalled()
+      this.#sent = Math.max(this.#sent, sent)
+    }
     this.#taken = Math.max(this.#taken, taken)
   }
 }

@@ -24,6 +24,12 @@ export const gone = (req: Request, res: Response): boolean => {
 export const brokeWith = (req: Request, res: Response, error: Error): boolean =>
   'syscall' in error && error === ('stream' in res ? res.stream?.errored : req.socket.errored)
 
+/** Bytes that the kernel has taken of a response, and of those before it on its connection. With HTTP/2, those of all its streams. */
+export const sent = (req: Request, res: Response): number => {
+  const socket = 'stream' in res ? res.stream?.session?.socket : req.socket
+  return socket === undefined ? 0 : socket.bytesWritten - socket.writableLength
+}
+
 /** Who is told of a response's end. */
 export interface Watcher {
   /** The client goes; again perhaps, in other ways. */

@@ -6,7 +6,7 @@ import { SseError } from './errors.ts'
 import { encode, encodeComment, type Newline, type SseEvent } from './event.ts'
 import { follows, type Answer, type CloseReason, type Exchange, type Feed } from './exchange.ts'
 import type { Frame } from './frame.ts'
-import { destroy, gone, unblock, unwatch, watch, type Watcher } from './http.ts'
+import { destroy, gone, sent, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { Outlet, type OutletEvents } from './outlet.ts'
 import { Pipes, type PipesOwner } from './pipes.ts'
 import { releaseSource, type Source } from './source.ts'
@@ -310,13 +310,21 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     return res.headersSent && ('stream' in res || res.socket !== null)
   }
 
+  get sent(): number {
+    const { req, res } = this.#exchange
+    // On a connection that it shares, others' bytes are no sign of life while its own wait.
+    return 'stream' in res && this.#outlet?.waiting !== 0 ? 0 : sent(req, res)
+  }
+
   quiet(): void {
     const news = this.#feeds?.map(feed => feed.heartbeat() ?? '').join('')
     void this.#outlet?.write(news || encodeComment(this.#exchange.settings.heartbeatText, this.newline))
   }
 
   stalled(): void {
-    this.destroy('stalled')
+    // There is a head, and nobody has begun to read the body: another stream answers in its place, which is nobody's here to judge.
+    if (this.#outlet?.undecided === true) this.#replaced()
+    else this.destroy('stalled')
   }
 
   expired(): void {
@@ -341,7 +349,14 @@ export class StreamCore implements ClocksOwner, PipesOwner {
     if (res.writableEnded) this.discard('closed')
     else if (gone(req, res)) this.discard('client')
     // Nobody else is going to end a response that has begun.
-    else this.#end('closed', res.headersSent || this.#outlet?.isDirect === true ? 'destroy' : 'discard')
+    else if (res.headersSent || this.#outlet?.isDirect === true) this.#end('closed', 'destroy')
+    else this.#replaced()
+  }
+
+  /** By another answer, which may take as long as it likes. */
+  #replaced(): void {
+    this.discard('closed')
+    this.#clocks?.over()
   }
 
   #watch(): void {

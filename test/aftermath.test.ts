@@ -27,6 +27,16 @@ const outcome = async (url: string): Promise<{ text: string; ended: string }> =>
   }
 }
 
+/** All that comes out of `body`, when it is over, a byte now and then. */
+async function* slowly(body: PassThrough): AsyncGenerator<string> {
+  let text = ''
+  for await (const chunk of body) text += String(chunk)
+  for (const byte of text) {
+    yield byte
+    await sleep(50)
+  }
+}
+
 /** Everything that a plain socket reads. */
 const reading = (socket: Socket): { text: () => string } => {
   let text = ''
@@ -271,7 +281,62 @@ for (const [version, koaOf] of VERSIONS) {
         await until(() => streams.size === 0)
       })
     }
+
+    it('and is not done long after the stream has ended, is waited for as long as it writes', async () => {
+      const app = koaOf(
+        async (ctx, next) => {
+          await next()
+          ctx.body = Readable.from(slowly(ctx.body as PassThrough))
+        },
+        sse({ stallTimeout: 200 }),
+        ctx => {
+          void ctx.sse.send('x')
+          ctx.sse.close()
+        },
+      )
+      expect(await outcome((await serve(app)).url)).to.deep.equal({ ended: 'clean', text: ':\n\ndata: x\n\n' })
+    })
   })
+
+  for (const quiet of [false, true]) {
+    it(`on Koa ${version}, another stream in its place may take its time${quiet ? ', and be quiet' : ''}`, async () => {
+      let reason: string | undefined
+      let released = false
+      async function* endless(): AsyncGenerator<string> {
+        try {
+          for (;;) {
+            yield 'x'
+            await sleep(10)
+          }
+        } finally {
+          released = true
+        }
+      }
+      const app = koaOf(
+        async (ctx, next) => {
+          await next()
+          const answer = new PassThrough()
+          answer.write('in')
+          const sending = quiet ? undefined : setInterval(() => answer.write('-'), 50)
+          void sleep(700).then(() => {
+            clearInterval(sending)
+            answer.end('stead')
+          })
+          ctx.body = answer
+        },
+        sse({ stallTimeout: 200, highWaterMark: 100 }),
+        ctx => {
+          void ctx.sse.closed.then(why => (reason = why))
+          return ctx.sse.pipe(endless())
+        },
+      )
+      const { text, ended } = await outcome((await serve(app)).url)
+      expect([ended, text.replaceAll('-', '')]).to.deep.equal(['clean', 'instead'])
+      await until(() => released)
+      expect(reason).to.equal('closed')
+      expect(app.errors).to.deep.equal([])
+    })
+  }
 
   direct?.(`on Koa ${version}, a body that is destroyed before Koa responds is not waited for`, async () => {
     const app = koaOf(sse(), ctx => {
