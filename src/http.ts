@@ -69,9 +69,9 @@ const unwatchPipelined = (socket: Socket, watcher: Watcher): void => {
 /** Tells `watcher`, until {@link unwatch}. */
 export const watch = (req: Request, res: Response, watcher: Watcher): void => {
   res.on('close', watcher.over)
-  // HTTP/2 has one socket for many streams, and tells each of them.
-  if ('stream' in res) return
-  if (res.socket === null) watchPipelined(req.socket, watcher)
+  // HTTP/2 has one socket for many streams, and tells each of them; of a reset without an error turns before `close`.
+  if ('stream' in res) req.on('aborted', watcher.left)
+  else if (res.socket === null) watchPipelined(req.socket, watcher)
   // While a write waits for the client, a FIN raises no `close`: only the socket's `end` tells.
   else req.socket.on('end', watcher.left)
 }
@@ -79,9 +79,11 @@ export const watch = (req: Request, res: Response, watcher: Watcher): void => {
 /** Undoes {@link watch}. */
 export const unwatch = (req: Request, res: Response, watcher: Watcher): void => {
   res.removeListener('close', watcher.over)
-  if ('stream' in res) return
-  req.socket.removeListener('end', watcher.left)
-  unwatchPipelined(req.socket, watcher)
+  if ('stream' in res) req.removeListener('aborted', watcher.left)
+  else {
+    req.socket.removeListener('end', watcher.left)
+    unwatchPipelined(req.socket, watcher)
+  }
 }
 
 /** Reads and drops a body that nobody reads. Unread, it pauses an HTTP/1 socket, and a client that leaves is never noticed. */

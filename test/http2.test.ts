@@ -207,6 +207,23 @@ describe('HTTP/2', () => {
         })
       }
 
+      for (const code of [constants.NGHTTP2_NO_ERROR, constants.NGHTTP2_CANCEL]) {
+        it(`writes nothing to a stream that is being reset (${code})`, async () => {
+          let stream!: EventStream
+          const { app, client } = await start(ctx => {
+            stream = ctx.sse
+            // Turns before the response's 'close', if the code is no error's.
+            ctx.req.on('aborted', () => void stream.send('at the last moment'))
+            void stream.send('first')
+          })
+          const reading = await read(client)
+          await reading.event()
+          reading.stream.close(code)
+          expect(await stream.closed).to.equal('client')
+          expect(app.errors).to.deep.equal([])
+        })
+      }
+
       it('leaves other streams of the connection alone when one is cancelled', async () => {
         const streams: EventStream[] = []
         const { app, client } = await start(ctx => void streams.push(ctx.sse.open()))
