@@ -1,6 +1,7 @@
 import type { Broker, BrokerEntry, BrokerSink } from './broker.ts'
 import { Log, type LogLimits } from './log.ts'
 import { SseError } from './errors.ts'
+import { Slabs } from './frame.ts'
 import type { Members } from './members.ts'
 import { SharedEvent } from './shared-event.ts'
 import type { Home, Subscriber } from './subscription.ts'
@@ -33,6 +34,8 @@ export class Delivery implements BrokerSink, Home {
   /** Events sent to streams. */
   delivered = 0
   readonly resets: Record<string, number> = {}
+  /** Of the log's events. */
+  readonly #slabs = new Slabs()
   readonly #parked = new Set<Subscriber>()
   readonly #backlog: (() => void)[] = []
   #busy = false
@@ -120,7 +123,7 @@ export class Delivery implements BrokerSink, Home {
   #receive(entry: BrokerEntry): void {
     let event: SharedEvent
     try {
-      event = new SharedEvent(entry)
+      event = new SharedEvent(entry, this.#slabs)
     } catch (error) {
       // Only a broker that somebody else writes to has such.
       this.log.move(entry.id, performance.now())

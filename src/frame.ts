@@ -1,3 +1,24 @@
+// As Node's own pool has it: a slab of 8 KB, for what takes half of it at most.
+const SLAB = 8_192
+
+/**
+ * Memory for small frames that are kept as long as each other. In Node's own pool, which the whole process shares, each would hold on to a
+ * slab of 8 KB, most of it others' and long dead.
+ */
+export class Slabs {
+  #slab = Buffer.alloc(0)
+  #used = 0
+
+  take(size: number): Buffer {
+    if (size > SLAB / 2) return Buffer.allocUnsafe(size)
+    if (this.#used + size > this.#slab.length) {
+      this.#slab = Buffer.allocUnsafeSlow(SLAB)
+      this.#used = 0
+    }
+    return this.#slab.subarray(this.#used, (this.#used += size))
+  }
+}
+
 /**
  * Bytes that may go to many streams, and that are made ready for the wire once for all of them.
  *
@@ -11,10 +32,11 @@ export class Frame {
   #chunk: Buffer | undefined
   #start = 0
 
-  constructor(content: string | [Frame, Frame]) {
+  /** `slabs`: where it lives, if it is to live long. */
+  constructor(content: string | [Frame, Frame], slabs?: Slabs) {
     if (typeof content === 'string') {
       this.bytes = Buffer.byteLength(content)
-      this.#allocate().write(content, this.#start)
+      this.#allocate(slabs).write(content, this.#start)
     } else {
       this.bytes = content[0].bytes + content[1].bytes
       this.#parts = content
@@ -52,10 +74,11 @@ export class Frame {
   }
 
   /** A chunk that lacks its payload. */
-  #allocate(): Buffer {
+  #allocate(slabs?: Slabs): Buffer {
     const head = `${this.bytes.toString(16)}\r\n`
     this.#start = head.length
-    const chunk = Buffer.allocUnsafe(head.length + this.bytes + 2)
+    const size = head.length + this.bytes + 2
+    const chunk = slabs === undefined ? Buffer.allocUnsafe(size) : slabs.take(size)
     chunk.write(head, 'latin1')
     chunk.write('\r\n', head.length + this.bytes, 'latin1')
     return (this.#chunk = chunk)

@@ -1,6 +1,6 @@
 import type { BrokerEntry } from './broker.ts'
 import { encode, encodeAs, type Newline } from './event.ts'
-import { Frame } from './frame.ts'
+import { Frame, type Slabs } from './frame.ts'
 
 /** An event of a hub, as a filter sees it. */
 export interface HubEvent {
@@ -28,19 +28,21 @@ export class SharedEvent {
   /** For newlines other than LF. */
   #others: { [N in Newline]?: Frame } | undefined
   #view: HubEvent | undefined
+  readonly #slabs: Slabs | undefined
 
-  /** Throws a TypeError for what cannot be encoded. */
-  constructor(entry: BrokerEntry) {
+  /** `slabs`: of those that are kept. Throws a TypeError for what cannot be encoded. */
+  constructor(entry: BrokerEntry, slabs?: Slabs) {
     this.entry = entry
+    this.#slabs = slabs
     this.id = entry.event.id ?? entry.id
     this.#text = this.#encoded('\n')
     this.bytes = Buffer.byteLength(this.#text)
   }
 
   frame(newline: Newline): Frame {
-    if (newline !== '\n') return ((this.#others ??= {})[newline] ??= new Frame(this.#encoded(newline)))
+    if (newline !== '\n') return ((this.#others ??= {})[newline] ??= new Frame(this.#encoded(newline), this.#slabs))
     if (this.#frame === undefined) {
-      this.#frame = new Frame(this.#text ?? this.#encoded('\n'))
+      this.#frame = new Frame(this.#text ?? this.#encoded('\n'), this.#slabs)
       this.#text = undefined
     }
     return this.#frame

@@ -108,6 +108,27 @@ describe('a publish', () => {
     expect((memory() - before) / 500).to.be.below(1.5 * size)
   })
 
+  it('that somebody got holds on to no memory of others, with whom it would have shared Node’s pool', async function () {
+    this.timeout(30_000)
+    const hub = makeLarge()
+    const { url } = await serve(koa(sse(), hub.subscriber('a')))
+    const client = await connect(url)
+    const text = 'x'.repeat(4_000)
+    const before = memory()
+    for (let i = 0; i < 2_000; i++) {
+      await hub.publish('a', 'small')
+      // What an app does in between.
+      for (let j = 0; j < 3; j++) Buffer.from(text)
+    }
+    await until(() => client.events.length >= 2_001)
+    client.rst()
+    await until(() => hub.count() === 0)
+    client.text = ''
+    client.blocks.length = 0
+    expect(hub.stats().window.events).to.equal(2_000)
+    expect((memory() - before) / 2_000, 'bytes per event').to.be.below(1_500)
+  })
+
   it('asks the filters of its channel’s subscribers only, once each', async () => {
     const hub = makeLarge()
     const asked: string[] = []
