@@ -101,6 +101,12 @@ export class Delivery implements BrokerSink, Home {
     if (this.#members.remove(subscriber)) this.#onLeft(subscriber)
   }
 
+  /** What `action` publishes is delivered after it. */
+  asOne(action: () => void): void {
+    if (this.#busy) action()
+    else this.#inOrder(action)
+  }
+
   /** A filter or a listener may publish in the middle of a delivery; what comes of it comes after. */
   #inOrder(action: () => void): void {
     if (this.#busy) {

@@ -266,9 +266,12 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     }
     if (!coreOf(stream).feed(subscriber)) throw new SseError('ERR_SSE_NOT_OPEN', `The stream has ended, so it cannot be subscribed`)
     this.#members.add(subscriber)
-    this.#tell('subscribe', subscriber)
-    if (before === 'behind') subscriber.gap('slow')
-    if (this.#ready) subscriber.join()
+    // What a listener publishes now comes after the position that the newcomer is told.
+    this.#delivery.asOne(() => {
+      this.#tell('subscribe', subscriber)
+      if (before === 'behind') subscriber.gap('slow')
+      if (this.#ready) subscriber.join()
+    })
     return subscriber
   }
 

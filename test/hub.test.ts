@@ -746,6 +746,15 @@ describe('the hub’s events', () => {
     expect(counts).to.deep.equal([1, 0])
   })
 
+  it('may be answered with an event: who has just subscribed gets it, after its position', async () => {
+    const { hub, join } = await start()
+    const before = await hub.publish('a', 'before')
+    hub.on('subscribe', () => void hub.publish('a', 'welcome'))
+    const client = await join(['a'])
+    expect(await client.event()).to.include({ event: POSITION, id: before })
+    expect(await client.take(1)).to.deep.equal(['welcome'])
+  })
+
   it('emit an error only if somebody listens', async () => {
     const broker = new ManualBroker()
     const hub = makeHub({ broker })
