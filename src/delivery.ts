@@ -8,7 +8,9 @@ import type { Home, Subscriber } from './subscription.ts'
 
 // Parked subscriptions that look again when the log moves, and when a read has succeeded: if a broker is too busy for a crowd, it
 // should not be asked by all of it at once, again and again.
-const RESUMED = { byMove: 100, byRead: 2 }
+const RESUMED = { byMove: 100, byRead: 2, byTime: 1 }
+// Where neither happens, on a quiet log.
+const LOOK_AGAIN_MS = 1_000
 
 /** How a {@link Delivery} is made. */
 export interface DeliveryOptions {
@@ -37,6 +39,7 @@ export class Delivery implements BrokerSink, Home {
   /** Of the log's events. */
   readonly #slabs = new Slabs()
   readonly #parked = new Set<Subscriber>()
+  #lookAgain: NodeJS.Timeout | undefined
   readonly #backlog: (() => void)[] = []
   #busy = false
 
@@ -91,9 +94,13 @@ export class Delivery implements BrokerSink, Home {
   }
 
   park(subscriber: Subscriber, error: unknown): void {
-    // That the broker tells the sink, once.
-    if (!(error instanceof SseError && error.code === 'ERR_SSE_BROKER_BUSY')) this.error(error)
     this.#parked.add(subscriber)
+    const code = error instanceof SseError ? error.code : undefined
+    // That the broker tells the sink, once; and it has others' reads under way.
+    if (code === 'ERR_SSE_BROKER_BUSY') return
+    this.error(error)
+    // A closed one stays closed.
+    if (code !== 'ERR_SSE_BROKER_CLOSED') this.#waitALittle()
   }
 
   left(subscriber: Subscriber): void {
@@ -140,6 +147,15 @@ export class Delivery implements BrokerSink, Home {
     for (const subscriber of this.#members.of(entry.channel)) subscriber.deliver(event, number)
     event.settle()
     this.#resume(RESUMED.byMove)
+  }
+
+  #waitALittle(): void {
+    if (this.#lookAgain !== undefined) return
+    this.#lookAgain = setTimeout(() => {
+      this.#lookAgain = undefined
+      this.#resume(RESUMED.byTime)
+      if (this.#parked.size > 0) this.#waitALittle()
+    }, LOOK_AGAIN_MS).unref()
   }
 
   #resume(count: number): void {

@@ -46,7 +46,7 @@ export interface Home {
   whyNot(id: string): string
   wasSent(): void
   wasReset(reason: string): void
-  /** Calls `resume` on the subscription, whose read failed, when the log has moved or others' reads have succeeded. */
+  /** Calls `resume` on the subscription, whose read failed, when the log has moved, others' reads have succeeded, or after a while. */
   park(subscription: Subscriber, error: unknown): void
   left(subscription: Subscriber): void
   error(error: unknown): void

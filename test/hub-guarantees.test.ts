@@ -279,6 +279,18 @@ describe('a broker that is somebody else’s', () => {
     expect(await client.take(4)).to.deep.equal(['1', '2', '3', '4'])
   })
 
+  it('fails once, and nothing is published any more: who waits for it gets what it missed all the same', async () => {
+    const { broker, hub, open } = await serveSlow()
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    const read = broker.read.bind(broker)
+    broker.read = async () => {
+      broker.read = read
+      throw new Error('a hiccup')
+    }
+    const client = await open('s-0')
+    expect(await client.take(3)).to.deep.equal(['1', '2', '3'])
+  })
+
   it('is too busy for a crowd: nobody is told, it is asked again by some at a time, and all get their events', async () => {
     const { broker, errors, open } = await serveSlow()
     for (let i = 1; i <= 300; i++) broker.add({ id: `s-${i}`, channel: 'a', event: { data: `${i}` } })
