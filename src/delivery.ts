@@ -5,12 +5,16 @@ import { Slabs } from './frame.ts'
 import type { Members } from './members.ts'
 import { SharedEvent } from './shared-event.ts'
 import type { Home, Subscriber } from './subscription.ts'
+import { expected, isObject } from './validate.ts'
 
 // Parked subscriptions that look again when the log moves, and when a read has succeeded: if a broker is too busy for a crowd, it
 // should not be asked by all of it at once, again and again.
 const RESUMED = { byMove: 100, byRead: 2, byTime: 1 }
 // Where neither happens, on a quiet log.
 const LOOK_AGAIN_MS = 1_000
+
+/** Brokers are other people's, and may be in JavaScript. */
+const isEntry = (entry: unknown): entry is BrokerEntry => isObject(entry) && 'id' in entry && typeof entry.id === 'string'
 
 /** How a {@link Delivery} is made. */
 export interface DeliveryOptions {
@@ -76,9 +80,11 @@ export class Delivery implements BrokerSink, Home {
 
   // Async, for brokers that throw.
   async read(id: string, limit: number): Promise<BrokerEntry[] | undefined> {
-    const page = await this.#broker.read(id, limit)
+    const page: unknown = await this.#broker.read(id, limit)
     this.#resume(RESUMED.byRead)
-    return page
+    if (page === undefined || (Array.isArray(page) && page.every(isEntry))) return page
+    // It proves nothing.
+    this.error(new TypeError(expected('page', 'an array of entries, each with an id, or undefined', page)))
   }
 
   whyNot(id: string): string {
@@ -134,6 +140,7 @@ export class Delivery implements BrokerSink, Home {
   }
 
   #receive(entry: BrokerEntry): void {
+    if (!isEntry(entry)) return this.error(new TypeError(expected('entry', 'an entry with an id', entry)))
     let event: SharedEvent
     try {
       event = new SharedEvent(entry, this.#slabs)

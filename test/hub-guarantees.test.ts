@@ -279,6 +279,20 @@ describe('a broker that is somebody else’s', () => {
     expect(await client.take(4)).to.deep.equal(['1', '2', '3', '4'])
   })
 
+  it('answers with what is no page: that proves nothing, and the hub says what it was', async () => {
+    const { broker, hub, errors, open } = await serveSlow()
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    for (const page of [null, 5, {}, [null], [{}]]) {
+      broker.read = async () => page as never
+      const client = await open('s-0')
+      expect(await client.event()).to.include({ event: 'stream-reset', data: '{"reason":"unknown"}' })
+      expect(errors.splice(0).join()).to.match(/^TypeError: Expected `page` to be an array of entries, each with an id, or undefined, got /)
+    }
+    // Nor does the sink throw.
+    broker.sink.event(null as never)
+    expect(errors.map(String)).to.deep.equal(['TypeError: Expected `entry` to be an entry with an id, got null'])
+  })
+
   it('fails once, and nothing is published any more: who waits for it gets what it missed all the same', async () => {
     const { broker, hub, open } = await serveSlow()
     for (const data of ['1', '2', '3']) await hub.publish('a', data)
