@@ -59,7 +59,8 @@ export class EventStream {
    *
    * @returns a promise that resolves when the source has ended or was released. It rejects with the failure of the source, or a
    * `TypeError` for an item that is no event; then the stream ends too, reason `error`, whether or not anybody looks at the promise.
-   * @throws TypeError at once for what is no source, or wrong options; and what {@link open} throws, which with `head: 'first-event'` is a rejection.
+   * @throws TypeError at once for what is no source, or wrong options; and what {@link open} throws, which with `head: 'first-event'` is a rejection
+   * at the first item, unless the middleware was closed before.
    */
   pipe(source: Source, options?: PipeOptions<never> & { map?: undefined }): Promise<void>
   pipe<T>(source: Source<T>, options: MappedPipeOptions<T>): Promise<void>

@@ -59,6 +59,8 @@ export interface Exchange<S> {
   readonly answer: Answer
   /** Throws what the client is to be told when no more streams may open; or returns the milliseconds after which it is to come back. */
   admit(): number | undefined
+  /** Throws the same when none is going to open any more. */
+  refuseIfClosed(): void
   /** The same where none may open in any case. */
   turnAway(politely: boolean): number
   /** The stream opens: its body becomes the response's. */

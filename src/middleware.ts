@@ -91,9 +91,13 @@ class KoaExchange implements Exchange<StreamCore> {
   }
 
   admit(): number | undefined {
-    const { size, closing, settings } = this.#group
-    if (closing !== undefined) this.#refuse()
+    this.refuseIfClosed()
+    const { size, settings } = this.#group
     return size < settings.maxStreams ? undefined : this.turnAway(false)
+  }
+
+  refuseIfClosed(): void {
+    if (this.#group.closing !== undefined) this.#refuse()
   }
 
   turnAway(politely: boolean): number {

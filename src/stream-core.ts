@@ -117,6 +117,8 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       else {
         this.#watch()
         unblock(this.#exchange.req)
+        // It would keep the client, and a server that closes, waiting for an item that cannot be sent.
+        if (!this.wasOpened && this.#reason === undefined && !this.#isAnswered) this.#exchange.refuseIfClosed()
       }
     } catch (error) {
       releaseSource(source)

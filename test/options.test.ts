@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { Agent } from 'node:http'
+import { Readable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
 import { mock } from 'node:test'
 import { expect } from 'chai'
@@ -1026,6 +1027,18 @@ describe('sse().close()', () => {
       expect(headers['retry-after']).to.match(/^[1-9][0-9]*$/)
     }
     expect(middleware.size).to.equal(0)
+  })
+
+  it('answers so at once where a pipe was to wait for its first event, and releases its source', async () => {
+    const middleware = sse()
+    let asked = false
+    const source = new Readable({ objectMode: true, read: () => void (asked = true) })
+    const { url } = await serve(koa(middleware, ctx => ctx.sse.pipe(source, { head: 'first-event' })))
+    await middleware.close()
+    const { status, headers } = await request(url).get('/')
+    expect(status).to.equal(503)
+    expect(headers['retry-after']).to.match(/^[1-9][0-9]*$/)
+    expect([asked, source.destroyed]).to.deep.equal([false, true])
   })
 
   it('leaves routes alone that do not stream', async () => {
