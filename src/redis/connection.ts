@@ -7,8 +7,8 @@ export interface RedisClass {
   new (url: string, options: RedisOptions): Redis
 }
 
-/** Gives what `import('ioredis')` gives. */
-export type Load = () => Promise<{ Redis: unknown }>
+/** Gives what `import('ioredis')` gives. Before 5.3 that has its class as `default` only. */
+export type Load = () => Promise<{ Redis?: unknown; default?: unknown }>
 
 /** Where Redis is: a URL, or whatever ioredis takes. */
 export type Server = string | RedisOptions | undefined
@@ -64,7 +64,8 @@ const withoutOverridden = (url: string): string => {
 /** Loads ioredis. Rejects with an `SseError` that says what to install. */
 export const loadRedis = async (load: Load = async () => import('ioredis')): Promise<RedisClass> => {
   try {
-    return (await load()).Redis as RedisClass
+    const { Redis, default: main } = await load()
+    return (Redis ?? main) as RedisClass
   } catch (cause) {
     throw new SseError('ERR_SSE_BROKER_UNAVAILABLE', 'koa-sse/redis needs ioredis, version 5 or 6: npm install ioredis', { cause })
   }

@@ -5,6 +5,7 @@ import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
 const versions: Record<string, Parts['load']> = {
   'ioredis 6': undefined,
   'ioredis 5': async () => import('ioredis5'),
+  'ioredis 5.0': async () => import('ioredis50'),
 }
 
 for (const [version, load] of Object.entries(versions)) {
