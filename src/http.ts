@@ -125,7 +125,7 @@ export const destroy = (res: Response): void => {
   else res.destroy()
 }
 
-/** Closes the connection of a client that asked for it, when the response is over (RFC 9112, section 9.6): `keep-alive` keeps Node from it. */
+/** Closes an HTTP/1 connection when the response is over: `keep-alive` keeps Node from it. HTTP/2 has one for many. */
 export const closeAfter = (req: Request, res: Response): void => {
-  res.once('finish', () => req.socket.destroySoon())
+  if (!('stream' in res)) res.once('finish', () => req.socket.destroySoon())
 }

@@ -114,6 +114,7 @@ class KoaExchange implements Exchange<StreamCore> {
     if (!res.hasHeader('X-Accel-Buffering')) res.setHeader('X-Accel-Buffering', 'no')
     // Otherwise Node says so itself, and for how long; or says that this was the connection's last response.
     if (req.httpVersion === '1.1' && !res.shouldKeepAlive && !res.hasHeader('Connection')) {
+      // It asked for that (RFC 9112, section 9.6).
       closeAfter(req, res)
       res.setHeader('Connection', 'keep-alive')
     }

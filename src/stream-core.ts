@@ -6,7 +6,7 @@ import { SseError } from './errors.ts'
 import { encode, encodeComment, type Newline, type SseEvent } from './event.ts'
 import { follows, type Answer, type CloseReason, type Exchange, type Feed } from './exchange.ts'
 import type { Frame } from './frame.ts'
-import { destroy, gone, sent, unblock, unwatch, watch, type Watcher } from './http.ts'
+import { closeAfter, destroy, gone, sent, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { Outlet, type OutletEvents } from './outlet.ts'
 import { Pipes, type PipesOwner } from './pipes.ts'
 import { releaseSource, type Source } from './source.ts'
@@ -396,6 +396,8 @@ export class StreamCore implements ClocksOwner, PipesOwner {
 
   /** Ends it cleanly, with a last event. */
   shutDown(last: SseEvent): void {
+    // A client that waits for a connection would ask on this one at once, and a 503 is final for it.
+    closeAfter(this.#exchange.req, this.#exchange.res)
     this.#end('shutdown', 'end', encode(last, this.newline))
   }
 

@@ -1,6 +1,7 @@
 import { spawn, type ChildProcessByStdio } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
+import { Agent, get } from 'node:http'
 import { createConnection } from 'node:net'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
@@ -405,6 +406,26 @@ describe('example/shutdown', () => {
     }
     expect(new Set(clients.map(client => client.retry)).size).to.be.greaterThan(1)
   })
+
+  for (const path of ['/clock', '/board/events?tab=a']) {
+    it(`gives no 503 to a client that waits for the connection which ${path} leaves behind: an EventSource would never come back`, async () => {
+      const { app, hubs, streams } = gallery()
+      const { server, url } = await serve(app)
+      // As a browser, which opens six and no more, does with the seventh request.
+      const agent = new Agent({ keepAlive: true, maxSockets: 1 })
+      const client = await connect(`${url}${path}`, { agent })
+      const waiting = get(`${url}/clock`, { agent })
+      const answer = new Promise(resolve => {
+        waiting.on('response', response => resolve(response.resume().statusCode))
+        waiting.on('error', () => resolve('none'))
+      })
+      await client.event()
+      await shutdown(server, hubs, streams)
+      expect(await client.ended).to.equal('clean')
+      expect(await answer).to.equal('none')
+      agent.destroy()
+    })
+  }
 })
 
 describe('example/gallery', () => {
