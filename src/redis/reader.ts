@@ -46,6 +46,7 @@ export class Reader {
   readonly #size = new PageSize()
   #newest: Cursor | undefined
   #since: Cursor | undefined
+  #source: Connection | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
   #begun = 0
   #closed = false
@@ -73,6 +74,11 @@ export class Reader {
   /** The newest entry that the sink was told of. */
   get newest(): Cursor | undefined {
     return this.#newest
+  }
+
+  /** What led to the server that was last seen to have {@link newest}. */
+  get source(): Connection | undefined {
+    return this.#source
   }
 
   /** The oldest entry from which on the log is known to have gone on without a break. */
@@ -161,6 +167,7 @@ export class Reader {
       const page = await readPage(connection, key, at, this.#size)
       if (page === undefined) return false
       if (this.#closed) return true
+      this.#source = connection
       for (const entry of page.entries) this.#take(entry)
       this.#read(this.#newest!)
       if (!page.more) return true
@@ -174,6 +181,7 @@ export class Reader {
     this.#begun = begun
     this.#options.sink.position(formatCursor(entries[floor]!.cursor))
     for (const entry of entries.slice(floor + 1)) this.#tell(entry)
+    this.#source = connection
     this.#newest = entries.at(-1)!.cursor
     this.#read(this.#newest)
     this.#ready()
@@ -191,6 +199,7 @@ export class Reader {
     const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
     if (this.#closed) return
     this.#begun = isCured ? begun : Math.max(begun, lost.ms)
+    this.#source = connection
     // What we published ourselves may be there.
     for (const entry of entries) if (!this.copies.has(entry.cursor)) this.#options.onEntry(entry)
     this.#gap(reason, entries.at(-1)!.cursor, isFork ? lost : undefined)

@@ -40,6 +40,8 @@ export class Replay {
   /** Ids that are real, lately: those that were proved, and those that answers ended with, from where one goes on. */
   readonly #given = new Set<string>()
   #free = MOST_AT_ONCE
+  /** What leads to the same server as the connection that the reader reads through, and that one: until one of them is another. */
+  #proved: { readonly connection: Connection; readonly source: Connection | undefined } | undefined
   /** The oldest entry that was kept when somebody last asked for one that was not. */
   #oldest: Cursor | undefined
   #closed = false
@@ -97,9 +99,10 @@ export class Replay {
     }
     // Not in turn: those whose places are known need not wait for it.
     const size = new PageSize()
-    const read: ReadMarks = async (from, to) => this.#persist(async connection => readMarks(connection, key, from, to, size))
+    const read: ReadMarks = async (from, to) =>
+      this.#persist(async connection => this.#ofOurs(connection, async () => readMarks(connection, key, from, to, size)))
     if (!(await reader.copies.reach(after, read))) return undefined
-    const answer = await this.#inTurn(connection => this.#read(connection, after, limit))
+    const answer = await this.#inTurn(async connection => this.#ofOurs(connection, async () => this.#read(connection, after, limit)))
     const last = answer?.entries.at(-1)
     if (last !== undefined) this.#give(last.id)
     return answer
@@ -135,6 +138,23 @@ export class Replay {
         link.drop(connection, error)
       }
     }
+  }
+
+  /**
+   * What is read where the newest entry is that the reader knows. A connection that was made before a failover may lead to what was
+   * the master then, whose log has gone another way.
+   */
+  async #ofOurs<T>(connection: Connection, read: () => Promise<T>): Promise<T> {
+    const { key, reader } = this.#options
+    const { newest, source } = reader
+    if (this.#proved?.connection === connection && this.#proved.source === source) return read()
+    const id = redisIdOf(newest!)
+    // In one go: what could come in between, the reader would notice.
+    const [[raw], result] = await Promise.all([range(connection, 'XRANGE', key, id, id, 1), read()])
+    if (raw !== undefined && same(decode(raw).cursor, newest!)) this.#proved = { connection, source }
+    // To find nothing is an answer anywhere.
+    else if (result !== undefined) throw new Error('Redis has another log here than the one that is followed')
+    return result
   }
 
   async #isThere(connection: Connection, cursor: Cursor): Promise<boolean> {
