@@ -8,6 +8,9 @@ const MOST = 1_000
 const AIM = 4_194_304
 // Milliseconds. A page that takes five times as long is given up, with the connection.
 const SLOW = 1_000
+// Characters of a page that has taken so long: where fewer do, it is not because of them, but by the length of the way, or how busy we are. With
+// smaller pages yet, down to a single new entry each, nobody would catch up.
+const AIM_SLOW = 131_072
 
 /** Characters of an entry, about. */
 export const sizeOf = ([, fields]: RawEntry): number => {
@@ -17,13 +20,13 @@ export const sizeOf = ([, fields]: RawEntry): number => {
 }
 
 /**
- * How many entries make a page: about 4 MB, by the size of those that came before, and fewer on a slow link. Pages that are counted
+ * How many entries make a page: about 4 MB, by the size of those that came before, and fewer on a narrow link. Pages that are counted
  * in entries alone never arrive where events are large, and each that was given up would be asked for again.
  */
 export class PageSize {
   #count = FIRST
 
-  /** Whether entries are so large, or the link so slow, that a page is less than one begins with. */
+  /** Whether entries are so large, or the link so narrow, that a page is less than one begins with. */
   get isSmall(): boolean {
     return this.#count < FIRST
   }
@@ -45,7 +48,8 @@ export class PageSize {
   #learn(asked: number, raw: readonly RawEntry[], ms: number): void {
     let size = 0
     for (const entry of raw) size += sizeOf(entry)
-    const fitting = ms > SLOW ? asked / 2 : (AIM * raw.length) / size
+    const aim = ms > SLOW ? Math.max(AIM_SLOW, size / 2) : AIM
+    const fitting = (aim * raw.length) / size
     // Many small entries say nothing of those that come a while later.
     const most = raw.length === asked ? Math.max(this.#count, asked * 2) : Math.max(FIRST, this.#count / 2)
     if (raw.length > 0) this.#set(Math.min(fitting, most))

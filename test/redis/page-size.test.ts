@@ -31,6 +31,18 @@ describe('a page of koa-sse/redis', () => {
     expect(await asks(size, 200, 2)).to.deep.equal([50, 100])
   })
 
+  it('is half as large after one that took long, unless that was little anyway', async () => {
+    const afterSlow = async (bytes: number): Promise<number[]> => {
+      const size = new PageSize()
+      await size.read(Infinity, async count => {
+        await new Promise(resolve => setTimeout(resolve, 1_050))
+        return entries(count, bytes)
+      })
+      return asks(size, bytes, 1)
+    }
+    expect(await Promise.all([200, 2_900, 10_000].map(afterSlow))).to.deep.equal([[100], [44], [25]])
+  })
+
   it('is half as large after one that failed', async () => {
     const size = new PageSize()
     for (const expected of [50, 25, 12, 6, 3, 2, 2]) {
