@@ -9,7 +9,7 @@ export const shutdown = async (server: Server, hubs: Hub[], streams: SseMiddlewa
   // Nobody new comes in. It waits for the streams, and is awaited last. A closed sse() answers with 503, after which an EventSource
   // never comes back, so it is not to be reached any more: neither anew, nor on connections that streams have left behind.
   const closed = new Promise(resolve => server.close(resolve))
-  const sweep = setInterval(() => server.closeIdleConnections(), 250)
+  const sweep = setInterval(() => server.closeIdleConnections(), 10)
   // Each client is told to come back after another time, 2 to 4 seconds.
   await Promise.all(hubs.map(hub => hub.close({ event, retry: 2_000 })))
   // The streams that are not a hub's.

@@ -23,6 +23,7 @@ import { Hub } from '../src/hub.ts'
 import { sse } from '../src/middleware.ts'
 import { connect, type ConnectOptions, type LiveClient } from './support/client.ts'
 import { paced } from './support/paced.ts'
+import { signalled } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 type App = Koa & { errors: unknown[] }
@@ -37,6 +38,10 @@ const start = async (example: (released: () => void) => { routes(): unknown }): 
 
 const ask = (url: string, body: unknown, options: ConnectOptions = {}): Promise<LiveClient> =>
   connect(`${url}/tokens`, { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify(body), ...options })
+
+function* endless(): Generator<string> {
+  for (;;) yield 'x'.repeat(1_000)
+}
 
 const json = (data: string): any => JSON.parse(data)
 
@@ -426,6 +431,35 @@ describe('example/shutdown', () => {
       agent.destroy()
     })
   }
+
+  it('leaves no connection to the next request that an ordinary one was on, either', async () => {
+    const streams = sse()
+    const slow = signalled()
+    const { server, port, url } = await serve(
+      koa(streams, async ctx => {
+        if (ctx.path === '/endless') return ctx.sse.pipe(endless())
+        await slow.promise
+        ctx.body = 'at last'
+      }),
+    )
+    // As long as this one is there, the server is not closed.
+    const stalled = await connect(`${url}/endless`)
+    stalled.pause()
+    const agent = new Agent({ keepAlive: true })
+    const answer = once(get({ agent, port, host: '127.0.0.1' }), 'response')
+    await once(server, 'request')
+    const closed = shutdown(server, [], streams)
+    slow.go()
+    const [response] = await answer
+    const over = once(response.socket, 'close')
+    await once(response.resume(), 'end')
+    const since = performance.now()
+    await over
+    expect(performance.now() - since).to.be.below(200)
+    stalled.destroy()
+    await closed
+    agent.destroy()
+  })
 })
 
 describe('example/gallery', () => {
