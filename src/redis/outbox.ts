@@ -5,6 +5,8 @@ import type { Message } from './message.ts'
 export class Outbox implements Iterable<Message> {
   /** Unsettled ones, in order, among settled ones that nobody has cleared away yet. */
   #queue: Message[] = []
+  /** The first in the queue that is not settled. */
+  #head = 0
   readonly #byCount = new Map<number, Message>()
   /** The first in the queue that the current connection has not been given. */
   #unsent = 0
@@ -22,7 +24,9 @@ export class Outbox implements Iterable<Message> {
 
   /** Those that are not settled, in order. */
   *[Symbol.iterator](): Iterator<Message> {
-    for (const message of this.#queue) if (!message.settled) yield message
+    // Of the queue as it is now: it is another when it has been cleared.
+    const queue = this.#queue
+    for (let i = this.#head; i < queue.length; i++) if (!queue[i]!.settled) yield queue[i]!
   }
 
   find(count: number): Message | undefined {
@@ -37,7 +41,7 @@ export class Outbox implements Iterable<Message> {
 
   /** A new connection is given everything anew. */
   rewind(): void {
-    this.#unsent = 0
+    this.#unsent = this.#head
   }
 
   /** The next to be sent. */
@@ -46,7 +50,6 @@ export class Outbox implements Iterable<Message> {
       const message = this.#queue[this.#unsent++]!
       if (!message.settled) return message
     }
-    this.#clear()
     return undefined
   }
 
@@ -79,20 +82,17 @@ export class Outbox implements Iterable<Message> {
     message.settled = true
     message.fields = []
     this.#byCount.delete(message.id.count)
-    if (this.isEmpty) {
-      this.#queue = []
-      this.#unsent = 0
-    }
+    this.#clear()
     if (message.counted && --this.#pending === 0) this.#onIdle?.()
     return true
   }
 
-  /** Clears settled messages away, in steps large enough to cost nothing. */
+  /** Clears settled messages away, in steps large enough to cost nothing. Whether or not anything is sent: Redis may be away for hours. */
   #clear(): void {
-    let settled = 0
-    while (settled < this.#unsent && this.#queue[settled]!.settled) settled++
-    if (settled < 1_024 && settled < this.#queue.length) return
-    this.#queue.splice(0, settled)
-    this.#unsent -= settled
+    while (this.#head < this.#queue.length && this.#queue[this.#head]!.settled) this.#head++
+    if (this.#head < this.#queue.length && (this.#head < 1_024 || this.#head * 2 < this.#queue.length)) return
+    this.#queue = this.#queue.slice(this.#head)
+    this.#unsent = Math.max(0, this.#unsent - this.#head)
+    this.#head = 0
   }
 }

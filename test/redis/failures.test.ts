@@ -1,5 +1,6 @@
 import { expect } from 'chai'
 import { encodeFields } from '../../src/redis/entry.ts'
+import { collect } from '../support/heap.ts'
 import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
 import { closeNodes, KEY, node, passes, rejection, startedNode } from './support.ts'
@@ -54,6 +55,32 @@ describe('RedisBroker, when', function () {
     const refused = one.sink.errors.filter(error => String(error).includes('ECONNREFUSED'))
     expect(refused.length).to.equal(1)
     expect(one.sink.errors.length).to.be.at.most(4)
+  })
+
+  it('Redis stays away, and there is always something that waits: nothing is kept of what was rejected', async () => {
+    await server.kill()
+    const { broker } = node(server.options, { publishTimeout: 200 })
+    const errors: WeakRef<object>[] = []
+    const batch = async (): Promise<unknown> =>
+      Promise.all(
+        Array.from({ length: 2_000 }, async () => {
+          errors.push(new WeakRef((await rejection(broker.publish('a', text('in vain')))) as object))
+        }),
+      )
+    let first = batch()
+    await after(100)
+    let second = batch()
+    for (let i = 0; i < 3; i++) {
+      await first
+      ;[first, second] = [second, batch()]
+    }
+    // WeakRefs hold on until the end of the turn in which they were made.
+    await after(0)
+    expect(broker.stats().pending).to.be.at.least(2_000)
+    collect()
+    expect(errors.length).to.be.at.least(6_000)
+    expect(errors.filter(error => error.deref() !== undefined).length).to.be.below(2_000)
+    await Promise.all([first, second])
   })
 
   it('Redis went while nothing was under way: a publish that rejects has the cause, and a later one no old cause', async () => {
