@@ -112,8 +112,9 @@ class KoaExchange implements Exchange<StreamCore> {
     if (ctx.body != null || !res.hasHeader('Content-Type')) res.setHeader('Content-Type', 'text/event-stream')
     if (!res.hasHeader('Cache-Control')) res.setHeader('Cache-Control', 'no-cache, no-transform')
     if (!res.hasHeader('X-Accel-Buffering')) res.setHeader('X-Accel-Buffering', 'no')
-    // Otherwise Node says so itself, and for how long; or says that this was the connection's last response.
-    if (req.httpVersion === '1.1' && !res.shouldKeepAlive && !res.hasHeader('Connection')) {
+    // Otherwise Node says so itself, and for how long; or says that this was the connection's last response. A proxy (RFC 9110, section 7.6.3) that
+    // passes on its client's wish to close believes what it is told, and would use this connection again: others' requests would fail.
+    if (req.httpVersion === '1.1' && !res.shouldKeepAlive && !res.hasHeader('Connection') && req.headers.via === undefined) {
       // It asked for that (RFC 9112, section 9.6).
       closeAfter(req, res)
       res.setHeader('Connection', 'keep-alive')

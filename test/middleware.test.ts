@@ -178,6 +178,13 @@ for (const [version, koa] of VERSIONS) {
         expect(received).to.match(/\r\n0\r\n\r\n$/)
       })
 
+      it('promises no kept connection to a proxy that passes such a wish on', async () => {
+        const { port } = await serve(koa(sse(), ctx => ctx.sse.pipe(['one'])))
+        const received = await raw(port, 'GET / HTTP/1.1\r\nHost: x\r\nVia: 1.1 proxy\r\nConnection: close\r\n\r\n')
+        expect(received).to.match(/\r\nconnection: close\r\n/i)
+        expect(received).not.to.match(/keep-alive/i)
+      })
+
       it('is what the handler has set, where it has', async () => {
         const handler: Middleware = ctx => {
           ctx.status = 201
