@@ -1,6 +1,7 @@
 import type { StreamSettings } from './exchange.ts'
 import { Beats, TICKS } from './heartbeat.ts'
 import type { Outlet } from './outlet.ts'
+import { setImmediate } from './turn.ts'
 
 /** What {@link Clocks} tell. */
 export interface ClocksOwner {
@@ -28,6 +29,7 @@ export class Clocks {
   #taken = 0
   #sent = 0
   #ended = false
+  #over = false
 
   static readonly #heartbeats = new Beats<Clocks>(clocks => clocks.#checkQuiet())
   static readonly #stalls = new Beats<Clocks>(clocks => clocks.#checkStall())
@@ -52,6 +54,7 @@ export class Clocks {
 
   /** The response is over. */
   over(): void {
+    this.#over = true
     const { stallTimeout } = this.#settings
     if (stallTimeout !== false) Clocks.#stalls.leave(this, stallTimeout)
   }
@@ -65,15 +68,26 @@ export class Clocks {
   }
 
   #checkStall(): void {
+    if (!this.#isStuck() || ++this.#stallTicks < TICKS) return
+    // Where this process slept or was busy, it has yet to hear of what the client has read meanwhile.
+    setImmediate(() => {
+      if (!this.#over && this.#isStuck()) this.#owner.stalled()
+    })
+  }
+
+  /** Nothing has moved since it was asked last, and something should have. */
+  #isStuck(): boolean {
     const { waiting, taken } = this.#outlet
+    let stuck = false
     if (waiting === 0 && !this.#ended) this.#stallTicks = -1
     else {
       // What wraps the body may have more to write than it has read, and take its time.
       const { begun, sent } = this.#owner
-      if (taken > this.#taken || sent > this.#sent || !begun) this.#stallTicks = 0
-      else if (++this.#stallTicks >= TICKS) this.#owner.stalled()
+      stuck = begun && taken <= this.#taken && sent <= this.#sent
+      if (!stuck) this.#stallTicks = 0
       this.#sent = Math.max(this.#sent, sent)
     }
     this.#taken = Math.max(this.#taken, taken)
+    return stuck
   }
 }

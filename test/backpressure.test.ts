@@ -1,7 +1,12 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { request, type IncomingMessage } from 'node:http'
 import { connect as dial } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { getDefaultHighWaterMark, PassThrough, type Readable } from 'node:stream'
+import { mock } from 'node:test'
 import { expect } from 'chai'
 import type { Context } from 'koa'
 import type { EventStream } from 'koa-sse'
@@ -471,6 +476,41 @@ describe('stallTimeout', () => {
     expect((await slowReader(server)).length).to.equal(3 + HUGE.length + 'data: \n\n'.length)
     expect(performance.now() - began).to.be.above(600)
     expect(await (await server.arrived).sse.closed).to.equal('closed')
+  })
+
+  it('takes no reader for stalled that has read while this process slept', async () => {
+    mock.timers.enable({ apis: ['setInterval'] })
+    const directory = mkdtempSync(join(tmpdir(), 'koa-sse-'))
+    const hasRead = join(directory, 'has-read')
+    const events = new Events()
+    const { port, arrived } = await startWith({ stallTimeout: 400 }, ctx => ctx.sse.pipe(events))
+    // A process of its own, which reads when it is told to; then, when no more comes, it says so.
+    const reader = `
+      const socket = require('node:net').connect(${port}, '127.0.0.1').pause()
+      socket.write('GET / HTTP/1.1\\r\\nHost: test\\r\\n\\r\\n')
+      let quiet
+      const read = () => {
+        clearTimeout(quiet)
+        quiet = setTimeout(() => require('node:fs').writeFileSync(${JSON.stringify(hasRead)}, ''), 200)
+      }
+      process.stdin.once('data', () => socket.on('data', read).resume())`
+    const child = spawn(process.execPath, ['-e', reader], { stdio: ['pipe', 'inherit', 'inherit'] })
+    try {
+      const ctx = await arrived
+      await blocked(ctx)
+      mock.timers.tick(400)
+      const before = taken(ctx)
+      child.stdin.write('read')
+      while (!existsSync(hasRead)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
+      mock.timers.tick(100)
+      await until(() => taken(ctx) > before)
+      expect(ctx.sse.connected).to.equal(true)
+    } finally {
+      mock.timers.reset()
+      child.kill()
+      await once(child, 'exit')
+      rmSync(directory, { recursive: true })
+    }
   })
 
   const endings: Record<string, (ctx: Context) => void> = {
