@@ -4,7 +4,8 @@ import { expected, ignoreRejection, isObject, isThenable } from './validate.ts'
 import { type SseEvent } from './event.ts'
 
 /** What a {@link Source} function may return: anything that holds items, now or over time. */
-export type Items<T> = Iterable<T> | AsyncIterable<T> | ReadableStream<T>
+// An item's type comes from the async iterator: inferred from TypeScript's DOM stream, the end of its reader counts as an item, undefined.
+export type Items<T> = Iterable<T> | AsyncIterable<T> | ReadableStream<NoInfer<T>>
 
 /**
  * Where events come from: an iterable, an async iterable (a generator, a Node `Readable`), a web `ReadableStream`, or a function

@@ -85,6 +85,23 @@ const compile = async (sources: Record<string, string>, options: object): Promis
 /** A block as a file that has it in the README's own lines, so that complaints name these. */
 const inPlace = ({ code, line }: Block): string => '\n'.repeat(line) + code
 
+describe('pipe()', () => {
+  it("keeps the type of a web stream's items where TypeScript knows the DOM, as it does by default", async () => {
+    const code = `
+      import { Hub, type EventStream } from 'koa-sse'
+      export const all = (stream: EventStream, hub: Hub, numbers: ReadableStream<number>): unknown => [
+        stream.pipe(numbers, { map: n => n.toFixed() }),
+        stream.pipe(async () => numbers, { map: n => n.toFixed() }),
+        stream.pipe(async signal => (await fetch('/', { signal })).body!.pipeThrough(new TextDecoderStream()), { map: text => text.trim() }),
+        hub.pipe('numbers', numbers, { map: n => n.toFixed() }),
+      ]
+    `
+    const control = 'export const wrong: string = document.title.length\n'
+    const complaints = await compile({ 'dom.ts': code, 'control.ts': control }, { lib: ['ESNext', 'DOM'] })
+    expect(complaints.join('\n')).to.match(/^control\.ts\(1\).*'number' is not assignable to type 'string'[^\n]*$/)
+  }).timeout(60_000)
+})
+
 describe('README.md', () => {
   it('has at most 300 lines', () => {
     expect(readme.trimEnd().split('\n').length).to.be.at.most(300)
