@@ -7,7 +7,7 @@ const DEADLINE = 15_000
 export const shutdown = async (server: Server, hubs: Hub[], streams: SseMiddleware): Promise<void> => {
   const event = { event: 'farewell', data: 'The server restarts.' }
   // Nobody new comes in. It waits for the streams, and is awaited last. A closed sse() answers with 503, after which an EventSource
-  // never comes back, so it is not to be reached any more: neither anew, nor on connections that streams have left behind.
+  // never comes back, so it is not to be reached any more: neither anew, nor on connections that are open still.
   const closed = new Promise(resolve => server.close(resolve))
   const sweep = setInterval(() => server.closeIdleConnections(), 10)
   // Each client is told to come back after another time, 2 to 4 seconds.
