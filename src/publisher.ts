@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { Broker } from './broker.ts'
 import { deferred } from './deferred.ts'
 import { SseError } from './errors.ts'
@@ -72,7 +73,11 @@ export class Publisher {
       controller.abort()
       drain.stop()
     }
-    signal?.addEventListener('abort', stop, { once: true })
+    if (signal !== undefined) {
+      // Many may share it, one for the whole app's end perhaps: Node would warn of the eleventh.
+      setMaxListeners(0, signal)
+      signal.addEventListener('abort', stop, { once: true })
+    }
     this.#pipes.add(drain)
     try {
       await drain.run()

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { once } from 'node:events'
+import { getEventListeners, once } from 'node:events'
 import { Agent, createServer, request } from 'node:http'
 import { connect as connectSocket, type AddressInfo } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
@@ -304,19 +304,33 @@ describe('channels that an app’s own iterable gives', () => {
   })
 })
 
-describe('many who wait for the end of one stream', () => {
-  it('are no leak to be warned of', async () => {
-    const warnings: Error[] = []
-    const warned = (warning: Error): void => void warnings.push(warning)
-    process.on('warning', warned)
+describe('many who wait', () => {
+  const warnings: Error[] = []
+  const warned = (warning: Error): void => void warnings.push(warning)
+  beforeEach(() => process.on('warning', warned))
+  afterEach(async () => {
+    await new Promise(resolve => setImmediate(resolve))
+    process.removeListener('warning', warned)
+    expect(warnings.splice(0)).to.deep.equal([])
+  })
+
+  it('for the end of one stream are no leak to be warned of', async () => {
     const { url } = await startWith({}, ctx => {
       for (let i = 0; i < 30; i++) ctx.sse.signal.addEventListener('abort', () => {})
       void ctx.sse.send('x')
     })
     await (await connect(url)).event()
+  })
+
+  it('for one signal, each a hub.pipe(), are none either', async () => {
+    const hub = makeHub()
+    const controller = new AbortController()
+    const { signal } = controller
+    const pipes = Array.from({ length: 30 }, () => hub.pipe('a', new PassThrough(), { signal }))
     await new Promise(resolve => setImmediate(resolve))
-    process.removeListener('warning', warned)
-    expect(warnings).to.deep.equal([])
+    controller.abort()
+    await Promise.all(pipes)
+    expect(getEventListeners(signal, 'abort')).to.deep.equal([])
   })
 })
 
