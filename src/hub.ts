@@ -152,8 +152,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * @throws TypeError when `sse()` is not before it.
    */
   // oxlint-disable-next-line typescript/no-explicit-any -- where TypeScript finds no context to infer, Koa's is as loose
-  subscriber<C extends SubscriberContext = SubscriberContext & Record<string, any>>(
-    channels: Channels<Events> | ((ctx: C) => Channels<Events> | Promise<Channels<Events>>),
+  subscriber<C extends SubscriberContext = SubscriberContext & Record<string, any>, const N extends Channels<Events> = Channels<Events>>(
+    channels: N | ((ctx: C) => N | Promise<N>),
     options: SubscribeOptions = {},
   ): SubscriberMiddleware<C> {
     const fixed = typeof channels === 'function' ? undefined : checkChannels(channels, this.#maxChannels)
@@ -161,7 +161,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     return async ctx => {
       if (!(ctx.sse instanceof EventStream))
         throw new TypeError('hub.subscriber() found no ctx.sse: put sse() before it, as in router.get(path, sse(), hub.subscriber(…))')
-      const names = fixed ?? this.#requested(ctx, await (channels as (ctx: C) => Channels<Events> | Promise<Channels<Events>>)(ctx))
+      const names = fixed ?? this.#requested(ctx, await (channels as (ctx: C) => N | Promise<N>)(ctx))
       try {
         this.#subscribe(ctx.sse, names, checked)
       } catch (error) {
