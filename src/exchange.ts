@@ -59,8 +59,8 @@ export interface Exchange<S> {
   readonly answer: Answer
   /** Throws what the client is to be told when no more streams may open; or returns the milliseconds after which it is to come back. */
   admit(): number | undefined
-  /** Throws the same when none is going to open any more. */
-  refuseIfClosed(): void
+  /** Something waits for its first event to open the stream. Throws as `admit` where none may open any more; calls back when that has become so, until the function that it returns is called. */
+  wait(refuse: () => void): () => void
   /** The same where none may open in any case. */
   turnAway(politely: boolean): number
   /** The stream opens: its body becomes the response's. */

@@ -46,6 +46,8 @@ class Group {
   readonly streams = new Set<StreamCore>()
   /** Of them, those that have not ended. */
   size = 0
+  /** Requests whose streams are to open with a first event. */
+  readonly waiting = new Set<{ refuse: () => void }>()
   closing: Promise<void> | undefined
 
   constructor(settings: Settings) {
@@ -54,7 +56,11 @@ class Group {
 
   close(options: CloseOptions): Promise<void> {
     const farewell = checkCloseOptions(options)
-    return (this.closing ??= shutDown(this.streams, farewell))
+    if (this.closing === undefined) {
+      this.closing = shutDown(this.streams, farewell)
+      for (const { refuse } of this.waiting) refuse()
+    }
+    return this.closing
   }
 }
 
@@ -91,13 +97,18 @@ class KoaExchange implements Exchange<StreamCore> {
   }
 
   admit(): number | undefined {
-    this.refuseIfClosed()
-    const { size, settings } = this.#group
+    const { size, closing, settings } = this.#group
+    if (closing !== undefined) this.#refuse()
     return size < settings.maxStreams ? undefined : this.turnAway(false)
   }
 
-  refuseIfClosed(): void {
-    if (this.#group.closing !== undefined) this.#refuse()
+  wait(refuse: () => void): () => void {
+    const { closing, waiting } = this.#group
+    if (closing !== undefined) this.#refuse()
+    // One for each, who may be several of one stream.
+    const waiter = { refuse }
+    waiting.add(waiter)
+    return () => void waiting.delete(waiter)
   }
 
   turnAway(politely: boolean): number {

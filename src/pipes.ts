@@ -46,14 +46,16 @@ export class Pipes {
       this.#owner.open()
     } catch (error) {
       if (this.#owner.wasOpened) this.#owner.failed(error)
-      else {
-        // It is the response's failure, now as later: nobody goes on.
-        this.#failure = { error }
-        this.stop()
-      }
+      else this.fail(error)
       throw error
     }
     if (end) this.#owner.close()
+  }
+
+  /** The stream does not open, and this is the response's failure: nobody goes on. */
+  fail(error: unknown): void {
+    this.#failure = { error }
+    this.stop()
   }
 
   /** Those that were begun before the stream opened; they are waited for once. */

@@ -112,13 +112,13 @@ export class StreamCore implements ClocksOwner, PipesOwner {
 
   /** `early`: opens now, and not with the first item. */
   pipe(source: Source<never>, map: ((item: never) => string | SseEvent) | undefined, end: boolean, early: boolean): Promise<void> {
+    let settled: (() => void) | undefined
     try {
       if (early || this.#exchange.req.method === 'HEAD') this.open()
       else {
         this.#watch()
         unblock(this.#exchange.req)
-        // It would keep the client, and a server that closes, waiting for an item that cannot be sent.
-        if (!this.wasOpened && this.#reason === undefined && !this.#isAnswered) this.#exchange.refuseIfClosed()
+        if (!this.wasOpened && this.#reason === undefined && !this.#isAnswered) settled = this.#exchange.wait(() => this.#refuse())
       }
     } catch (error) {
       releaseSource(source)
@@ -128,7 +128,18 @@ export class StreamCore implements ClocksOwner, PipesOwner {
       releaseSource(source)
       return Promise.resolve()
     }
-    return (this.#pipes ??= new Pipes(this)).add(source, map, end)
+    const piped = (this.#pipes ??= new Pipes(this)).add(source, map, end)
+    if (settled !== undefined) piped.then(settled, settled)
+    return piped
+  }
+
+  /** No stream may open any more: the client, and a server that closes, would wait for an item that cannot be sent. */
+  #refuse(): void {
+    try {
+      this.open()
+    } catch (error) {
+      this.#pipes?.fail(error)
+    }
   }
 
   // Of a PipesOwner.

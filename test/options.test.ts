@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { Agent } from 'node:http'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
 import { mock } from 'node:test'
 import { expect } from 'chai'
@@ -1040,6 +1040,28 @@ describe('sse().close()', () => {
     expect(headers['retry-after']).to.match(/^[1-9][0-9]*$/)
     expect([asked, source.destroyed]).to.deep.equal([false, true])
   })
+
+  for (const how of ['returns', 'awaits', 'starts'] as const) {
+    it(`answers so where a handler that ${how} a pipe waits for its first event already`, async () => {
+      const middleware = sse()
+      const source = new PassThrough({ objectMode: true })
+      const handler: Middleware = async ctx => {
+        const piped = ctx.sse.pipe(source, { head: 'first-event' })
+        if (how === 'returns') return piped
+        if (how === 'awaits') await piped
+      }
+      const { server, url } = await serve(koa(middleware, handler))
+      const answer = fetch(url)
+      await until(() => source.listenerCount('readable') > 0)
+      await middleware.close()
+      const { status, headers } = await answer
+      expect(status).to.equal(503)
+      expect(headers.get('retry-after')).to.match(/^[1-9][0-9]*$/)
+      expect(source.destroyed).to.equal(true)
+      server.closeIdleConnections()
+      await new Promise(resolve => server.close(resolve))
+    })
+  }
 
   it('leaves routes alone that do not stream', async () => {
     const middleware = sse()
