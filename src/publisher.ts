@@ -48,8 +48,12 @@ export class Publisher {
       throw new SseError('ERR_SSE_EVENT_TOO_LARGE', `The event has ${bytes} bytes on the wire, and maxEventBytes is ${this.#maxEventBytes}`)
     }
     if (this.#closed) return unwatched(Promise.reject(closedError()))
+    for (const field of TEXTS) {
+      const value = text[field]
+      if (typeof value === 'string') text[field] = own(value)
+    }
     const handed: Handed = {}
-    return (handed.promise = this.#hand(channel, text, handed))
+    return (handed.promise = this.#hand(channel === null ? null : own(channel), text, handed))
   }
 
   /** Publishes what a source yields. Resolves when it has ended or `signal` was aborted. */
@@ -140,6 +144,11 @@ export class Publisher {
 interface Handed {
   promise?: Promise<string>
 }
+
+const TEXTS = ['comment', 'id', 'event', 'data'] as const
+
+/** The same text. A piece of a longer string keeps all of that in memory, in V8, for as long as the event is kept; this one does not. */
+const own = (text: string): string => `:${text}`.slice(1)
 
 /** The event as it is now, its data serialised once and for all. */
 const textOf = (event: string | SseEvent): SseEvent => {

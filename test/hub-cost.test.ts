@@ -108,6 +108,19 @@ describe('a publish', () => {
     expect((memory() - before) / 500).to.be.below(1.5 * size)
   })
 
+  it('of pieces of longer strings does not keep those', async () => {
+    const hub = makeLarge()
+    const before = memory()
+    for (let i = 0; i < 100; i++) {
+      // As a match of a page that was fetched.
+      const page = `${i} a piece of a page ${'x'.repeat(1_000_000)}`.replace('x', 'y')
+      const piece = page.slice(0, 20)
+      await hub.publish(piece, piece)
+      await hub.publish('a', { data: page.slice(0, 20), event: page.slice(0, 20), id: piece, comment: page.slice(0, 20) })
+    }
+    expect((memory() - before) / 200, 'bytes per event').to.be.below(50_000)
+  })
+
   it('that somebody got holds on to no memory of others, with whom it would have shared Node’s pool', async function () {
     this.timeout(30_000)
     const hub = makeLarge()
