@@ -1,7 +1,10 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
+import { Redis } from 'ioredis'
 import { encodeFields } from '../../src/redis/entry.ts'
 import { collect } from '../support/heap.ts'
 import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
+import { signalled } from '../support/promises.ts'
 import { until } from '../support/serve.ts'
 import { closeNodes, KEY, node, passes, rejection, startedNode } from './support.ts'
 
@@ -81,6 +84,33 @@ describe('RedisBroker, when', function () {
     expect(errors.length).to.be.at.least(6_000)
     expect(errors.filter(error => error.deref() !== undefined).length).to.be.below(2_000)
     await Promise.all([first, second])
+  })
+
+  it('thousands are published in one turn: others have theirs in between, and all arrive, in order', async () => {
+    const one = await startedNode(server.options)
+    // Redis takes what it is given from now on.
+    await passes('first', one, one)
+    const all = Array.from({ length: 5_000 }, (_, i) => `${i}`)
+    let inTurn = 0
+    let most = 0
+    // oxlint-disable-next-line typescript/unbound-method -- it is called on a connection
+    const { sendCommand } = Redis.prototype
+    Redis.prototype.sendCommand = function (...args: Parameters<typeof sendCommand>) {
+      most = Math.max(most, ++inTurn)
+      return sendCommand.apply(this, args)
+    }
+    try {
+      const published = Promise.all(all.map(async data => one.broker.publish('a', text(data))))
+      const { promise: over, go } = signalled()
+      published.then(go, go)
+      while (await Promise.race([over.then(() => false), nextTurn().then(() => true)])) inTurn = 0
+      await published
+    } finally {
+      Redis.prototype.sendCommand = sendCommand
+    }
+    expect(most).to.be.within(100, 1_000)
+    await until(() => one.sink.data.length > all.length)
+    expect(one.sink.data.slice(1)).to.deep.equal(all)
   })
 
   it('Redis went while nothing was under way: a publish that rejects has the cause, and a later one no old cause', async () => {
