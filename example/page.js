@@ -152,8 +152,11 @@ const note = (list, who, text, kind = '') => {
   follow(list)
 }
 
+/** As fetch, but a server that is away, while it restarts perhaps, has an answer, too. */
+const ask = (url, init) => fetch(url, init).catch(() => new Response('The server is away. Try again.', { status: 503 }))
+
 const post = (url, body, headers = {}) =>
-  fetch(url, { method: 'POST', headers: { 'Content-Type': 'application/json', ...headers }, body: JSON.stringify(body) })
+  ask(url, { method: 'POST', headers: { 'Content-Type': 'application/json', ...headers }, body: JSON.stringify(body) })
 
 const showCounts = data => {
   const { open, events, released } = JSON.parse(data)
@@ -202,6 +205,7 @@ const progress = () => {
       start.disabled = false
     }
     const source = subscribe('/progress', view, { progress: show, done })
+    source.addEventListener('error', () => (start.disabled = source.readyState !== EventSource.CLOSED))
   })
 }
 
@@ -293,7 +297,9 @@ const resumable = () => {
   }
   view.$('form').addEventListener('submit', async submit => {
     submit.preventDefault()
-    const { id } = await (await post('/answers', { prompt: view.$('input').value })).json()
+    const response = await post('/answers', { prompt: view.$('input').value })
+    if (!response.ok) return view.state('refused', await response.text())
+    const { id } = await response.json()
     // All that has to survive a reload.
     history.replaceState(null, '', `#answer=${id}`)
     connect(id)
@@ -317,7 +323,10 @@ const board = () => {
 
   /** Reads the state, and then what has come after it. */
   const connect = async () => {
-    const { position, notes } = await (await fetch('/board')).json()
+    const response = await ask('/board')
+    joined(response.ok)
+    if (!response.ok) return view.state('refused', await response.text())
+    const { position, notes } = await response.json()
     list.replaceChildren()
     for (const each of notes) show(each)
     source = subscribe(`/board/events?${new URLSearchParams({ tab, lastEventId: position })}`, view, { note: live, 'stream-reset': reset })
@@ -331,7 +340,7 @@ const board = () => {
   const reset = async () => {
     source.close()
     await connect()
-    note(list, 'stream-reset', 'too much was missed: the board was read anew', 'reset')
+    if (source.readyState !== EventSource.CLOSED) note(list, 'stream-reset', 'too much was missed: the board was read anew', 'reset')
   }
 
   const joined = on => {
@@ -346,7 +355,6 @@ const board = () => {
     }
     join.disabled = true
     await connect().finally(() => (join.disabled = false))
-    joined(true)
   })
   view.button('cut', () => post(`/board/cut?tab=${tab}`))
   view.button('flood', async () => {
@@ -354,9 +362,13 @@ const board = () => {
   })
   view.$('form').addEventListener('submit', async submit => {
     submit.preventDefault()
-    const { value } = view.$('input')
-    view.$('input').value = ''
-    await post('/board', { by, text: value })
+    const input = view.$('input')
+    const { value } = input
+    input.value = ''
+    const response = await post('/board', { by, text: value })
+    if (response.ok) return
+    input.value ||= value
+    view.arrived(`POST ${response.status}`, await response.text(), true)
   })
   view.$('input').placeholder = `${by} says …`
   if (only === 'board') join.click()

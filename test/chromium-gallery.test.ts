@@ -10,10 +10,15 @@ describe('the gallery in Chromium (pending where none is installed)', function (
   const browser = inChromium()
   let page: Page
   let faults: string[]
+  let stop: () => void
 
   beforeEach(async () => {
     // In the middle of the answer, whatever the test takes.
-    const { url } = await serve(gallery(paced(15).found).app)
+    const { server, url } = await serve(gallery(paced(15).found).app)
+    stop = () => {
+      server.close()
+      server.closeAllConnections()
+    }
     page = await browser().newPage()
     page.setDefaultTimeout(PATIENCE)
     faults = []
@@ -76,6 +81,21 @@ describe('the gallery in Chromium (pending where none is installed)', function (
     await page.click('#auth button[name=query]')
     await shows('#auth .answer', /Hello, Grace/)
     await shows('#auth .released', /released 1×$/)
+  })
+
+  it('says so where the server is away, and keeps what was to be sent', async () => {
+    await page.click('#board button[name=join]')
+    await shows('#board .status', /^open$/)
+    stop()
+    await shows('#board .status', /^reconnecting$/)
+    await page.fill('#board input', 'not lost')
+    await page.click('#board button[name=post]')
+    await shows('#board .wire', /server is away/)
+    expect(await page.inputValue('#board input')).to.equal('not lost')
+    await page.click('#progress button[name=start]')
+    await shows('#progress .status', /^reconnecting$/)
+    await page.click('#resumable button[name=start]')
+    await shows('#resumable .status', /server is away/)
   })
 
   it("shows the server's code", async () => {
