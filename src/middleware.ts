@@ -46,8 +46,8 @@ class Group {
   readonly streams = new Set<StreamCore>()
   /** Of them, those that have not ended. */
   size = 0
-  /** Requests whose streams are to open with a first event. */
-  readonly waiting = new Set<{ refuse: () => void }>()
+  /** Refuse those who wait for a first event to open their stream with. */
+  readonly waiting = new Set<() => void>()
   closing: Promise<void> | undefined
 
   constructor(settings: Settings) {
@@ -58,7 +58,7 @@ class Group {
     const farewell = checkCloseOptions(options)
     if (this.closing === undefined) {
       this.closing = shutDown(this.streams, farewell)
-      for (const { refuse } of this.waiting) refuse()
+      for (const refuse of this.waiting) refuse()
     }
     return this.closing
   }
@@ -105,10 +105,8 @@ class KoaExchange implements Exchange<StreamCore> {
   wait(refuse: () => void): () => void {
     const { closing, waiting } = this.#group
     if (closing !== undefined) this.#refuse()
-    // One for each, who may be several of one stream.
-    const waiter = { refuse }
-    waiting.add(waiter)
-    return () => void waiting.delete(waiter)
+    waiting.add(refuse)
+    return () => void waiting.delete(refuse)
   }
 
   turnAway(politely: boolean): number {

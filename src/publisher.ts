@@ -48,12 +48,8 @@ export class Publisher {
       throw new SseError('ERR_SSE_EVENT_TOO_LARGE', `The event has ${bytes} bytes on the wire, and maxEventBytes is ${this.#maxEventBytes}`)
     }
     if (this.#closed) return unwatched(Promise.reject(closedError()))
-    for (const field of TEXTS) {
-      const value = text[field]
-      if (typeof value === 'string') text[field] = own(value)
-    }
     const handed: Handed = {}
-    return (handed.promise = this.#hand(channel === null ? null : own(channel), text, handed))
+    return (handed.promise = this.#hand(own(channel), text, handed))
   }
 
   /** Publishes what a source yields. Resolves when it has ended or `signal` was aborted. */
@@ -145,22 +141,21 @@ interface Handed {
   promise?: Promise<string>
 }
 
-const TEXTS = ['comment', 'id', 'event', 'data'] as const
-
-/** The same text. A piece of a longer string keeps all of that in memory, in V8, for as long as the event is kept; this one does not. */
-const own = (text: string): string => `:${text}`.slice(1)
+/** The same, if it is a text. A piece of a longer string keeps all of that in memory, in V8, for as long as the event is kept; this one does not. */
+const own = <T>(value: T): T => (typeof value === 'string' ? (`:${value}`.slice(1) as T & string) : value)
 
 /** The event as it is now, its data serialised once and for all. */
 const textOf = (event: string | SseEvent): SseEvent => {
-  if (typeof event === 'string') return { data: event }
+  if (typeof event === 'string') return { data: own(event) }
   const { comment, id, event: type, data, retry } = checkFields(event)
   // It would clear the client's memory, and its next connect would miss events without a word.
   if (id === '') throw new TypeError(expected('id', 'absent or non-empty in a hub', id))
   return {
-    ...(comment !== undefined && { comment }),
-    ...(id !== undefined && { id }),
-    ...(type !== undefined && { event: type }),
-    ...(data !== undefined && { data: dataText(data) }),
+    ...(comment !== undefined && { comment: own(comment) }),
+    ...(id !== undefined && { id: own(id) }),
+    ...(type !== undefined && { event: own(type) }),
+    // What it is made into is nobody's piece.
+    ...(data !== undefined && { data: typeof data === 'string' ? own(data) : dataText(data) }),
     ...(retry !== undefined && { retry }),
   }
 }
