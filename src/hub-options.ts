@@ -107,6 +107,17 @@ export const checkChannels = (channels: string | Iterable<string>, most: number)
   return names
 }
 
+/** The same, where they come from a request: bad ones are a 400. */
+export const requestedChannels = (ctx: SubscriberContext, channels: string | Iterable<string>, most: number): Set<string> => {
+  try {
+    return checkChannels(channels, most)
+  } catch (error) {
+    // What else an iterable of the app's own throws is no fault of the request.
+    if (!(error instanceof TypeError) && !(error instanceof RangeError)) throw error
+    return ctx.throw(400, 'Bad channels')
+  }
+}
+
 const checkBroker = (broker: unknown): Broker => {
   const methods = ['start', 'publish', 'read', 'close']
   if (!isObject(broker) || !methods.every(method => typeof Reflect.get(broker, method) === 'function')) {

@@ -10,6 +10,7 @@ import {
   checkChannels,
   checkHubOptions,
   checkSubscribeOptions,
+  requestedChannels,
   type EventOf,
   type HubEvents,
   type HubOptions,
@@ -161,7 +162,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     return async ctx => {
       if (!(ctx.sse instanceof EventStream))
         throw new TypeError('hub.subscriber() found no ctx.sse: put sse() before it, as in router.get(path, sse(), hub.subscriber(…))')
-      const names = fixed ?? this.#requested(ctx, await (channels as (ctx: C) => N | Promise<N>)(ctx))
+      const names = fixed ?? requestedChannels(ctx, await (channels as (ctx: C) => N | Promise<N>)(ctx), this.#maxChannels)
       try {
         this.#subscribe(ctx.sse, names, checked)
       } catch (error) {
@@ -239,16 +240,6 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     // All at once: what is published from now on comes after them.
     for (const subscriber of this.#members.of(null)) subscriber.join()
     this.#ready = true
-  }
-
-  #requested(ctx: SubscriberContext, channels: Channels<Events>): Set<string> {
-    try {
-      return checkChannels(channels, this.#maxChannels)
-    } catch (error) {
-      // What else an iterable of the app's own throws is no fault of the request.
-      if (!(error instanceof TypeError) && !(error instanceof RangeError)) throw error
-      return ctx.throw(400, 'Bad channels')
-    }
   }
 
   // Not async: no await on this way when the broker is there, and so no race with what is published.
