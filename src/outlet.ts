@@ -1,13 +1,12 @@
-import type { ServerResponse } from 'node:http'
 import type { PassThrough } from 'node:stream'
 import { Backlog, bytesOf, type Piece } from './backlog.ts'
 import { Body, type BodyOwner } from './body.ts'
 import { deferred, type Deferred } from './deferred.ts'
 import { toError } from './errors.ts'
-import { Frame } from './frame.ts'
-import { cut, cutAtEnd, type Response } from './http.ts'
-import { chunkSocket, mayChunk, writeChunk, writeResponse, type Draining } from './response-sink.ts'
+import type { Frame } from './frame.ts'
+import { cut, type Response } from './http.ts'
 import { gather, setImmediate, thisTurn, type Gatherer } from './turn.ts'
+import { PastBody, ThroughBody, type Way } from './way.ts'
 
 /**
  * What an {@link Outlet} tells: there is room again after `writeFrame` left none; more bytes would wait than may wait; somebody
@@ -29,13 +28,13 @@ const WRITES_PER_TURN = 16
 export class Outlet implements BodyOwner, Gatherer {
   // What every write touches stands first, close together.
   /** `undefined`: not known yet. `null`: over. */
-  #sink: PassThrough | Response | null | undefined
+  #way: Way | null | undefined
   readonly #backlog = new Backlog()
   /** Bytes that have left here, or were dropped. */
   #past = 0
   #scheduled = false
-  /** Who has to drain before more is written. */
-  #blockedBy: PassThrough | Draining | 'turn' | undefined
+  /** What has to come before more is written: room on the way, or the event loop's next turn. */
+  #blockedBy: 'way' | 'turn' | undefined
   #turn = 0
   #writes = 0
   readonly #highWaterMark: number
@@ -51,9 +50,6 @@ export class Outlet implements BodyOwner, Gatherer {
   readonly body: PassThrough
   readonly #res: Response
   readonly #maxBuffer: number
-  /** The response, if its chunks may be framed here. */
-  #chunks: ServerResponse | undefined
-  #onDrain: (() => void) | undefined
   #onFinish: (() => void) | undefined
 
   constructor(res: Response, on: OutletEvents, highWaterMark: number, maxBuffer: number) {
@@ -66,12 +62,12 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** True when it is not known yet where the bytes go. */
   get undecided(): boolean {
-    return this.#sink === undefined
+    return this.#way === undefined
   }
 
   /** True when Koa is not going to end the response. */
   get isDirect(): boolean {
-    return this.#sink === this.#res
+    return this.#way instanceof PastBody
   }
 
   /** Bytes that were taken in. */
@@ -96,9 +92,7 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** From now on bytes go past the body, into the response. */
   goDirect(): void {
-    this.#leadTo(this.#res)
-    if (mayChunk(this.#res)) this.#chunks = this.#res
-    this.#flush()
+    this.#go(new PastBody(this.#res, this))
   }
 
   /** Takes `text`, or says that it `overflowed`. A promise means: there is no room for more until it resolves. */
@@ -146,12 +140,10 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** Drops what waits; nothing is taken any more. */
   abandon(): void {
-    this.#sink = null
+    this.#way?.leave()
+    this.#way = null
     this.#past += this.#backlog.bytes
     this.#backlog.clear()
-    const by = this.#blockedBy
-    // The socket may live on.
-    if (this.#onDrain !== undefined && by !== undefined && by !== 'turn') by.removeListener('drain', this.#onDrain)
     this.#wake()
     this.body.destroy()
   }
@@ -160,8 +152,8 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** From now on bytes go through it, and there is room for more now. */
   bodyRead(): void {
-    if (this.#sink === undefined) this.#leadTo(this.body)
-    if (this.#sink === this.body && this.#blockedBy !== 'turn') this.#unblock()
+    if (this.#way === undefined) this.#go(new ThroughBody(this.body, this.#res))
+    else if (!this.isDirect && this.#blockedBy === 'way') this.unblock()
   }
 
   bodyWritten(chunk: Buffer, callback: () => void): void {
@@ -208,10 +200,11 @@ export class Outlet implements BodyOwner, Gatherer {
     return this.#roomLater()
   }
 
-  #leadTo(sink: PassThrough | Response): void {
-    this.#sink = sink
+  #go(way: Way): void {
+    this.#way = way
     // Set since the stream opened, it would cut that short.
     if (!this.#res.headersSent) this.#res.removeHeader('Content-Length')
+    this.#flush()
   }
 
   #gathered(): void {
@@ -223,29 +216,23 @@ export class Outlet implements BodyOwner, Gatherer {
   }
 
   #flush(): void {
-    if (!this.#sink || this.#putting) return
+    if (!this.#way || this.#putting) return
     if (this.isDirect && this.#res.writableEnded) {
       // By somebody else.
       this.on('destroyed')
       return this.abandon()
     }
-    while (this.#backlog.size > 0 && this.#blockedBy === undefined) this.#put(this.#backlog.next())
+    while (this.#backlog.size > 0 && this.#blockedBy === undefined) this.#put(this.#way, this.#backlog.next())
     if (this.hasRoom) this.#wake()
     // Not over meanwhile.
-    if (this.#sink && this.#ending !== undefined && this.#backlog.size === 0 && this.#owed === 0) this.#finish()
+    if (this.#way && this.#ending !== undefined && this.#backlog.size === 0 && this.#owed === 0) this.#finish(this.#way, this.#ending)
   }
 
-  #put(what: Piece): void {
-    this.#past += bytesOf(what)
+  #put(way: Way, piece: Piece): void {
+    this.#past += bytesOf(piece)
     this.#putting = true
     try {
-      if (this.#sink === this.body) {
-        if (!this.body.push(what instanceof Frame ? what.payload : what)) this.#blockedBy = this.body
-      } else {
-        const full = this.#write(what)
-        this.#blockedBy = full
-        full?.once('drain', (this.#onDrain ??= () => this.#unblock()))
-      }
+      if (!way.write(piece)) this.#blockedBy = 'way'
     } catch (error) {
       this.#threw(error)
     }
@@ -256,21 +243,12 @@ export class Outlet implements BodyOwner, Gatherer {
     if (++this.#writes >= WRITES_PER_TURN && this.#blockedBy === undefined) this.#waitForTurn()
   }
 
-  /** Past the body, into the response. Returns who is full now. */
-  #write(what: Piece): Draining | undefined {
-    if (this.#chunks !== undefined && !Buffer.isBuffer(what)) {
-      const socket = chunkSocket(this.#chunks)
-      if (socket !== undefined) return writeChunk(socket, what) ? undefined : socket
-    }
-    return writeResponse(this.#res, what) ? undefined : this.#res
-  }
-
   /**
    * What wraps the body, or somebody's replacement for a part of the response, did. It is this stream's failure, and not that of whoever gave
    * it an event among others. Bytes are lost, so none may follow: the client would go on from a later id.
    */
   #threw(error: unknown): void {
-    this.#sink = null
+    this.#way = null
     this.on('threw', toError(error))
     this.abandon()
     cut(this.#res)
@@ -278,36 +256,25 @@ export class Outlet implements BodyOwner, Gatherer {
 
   #waitForTurn(): void {
     this.#blockedBy = 'turn'
-    setImmediate(() => this.#unblock())
+    setImmediate(() => this.unblock())
   }
 
-  #unblock(): void {
+  // Of a Way's owner.
+
+  unblock(): void {
     if (this.#writes >= WRITES_PER_TURN && this.#turn === thisTurn()) return this.#waitForTurn()
     this.#blockedBy = undefined
     this.#flush()
   }
 
-  #finish(): void {
-    const res = this.#res
-    const direct = this.#sink === res
-    this.#sink = null
-    if (this.#ending === 'cut') {
-      if (direct) return cut(res)
-      // Whoever reads the body, a compressor perhaps, ends the response after the last byte.
-      cutAtEnd(res)
-    }
-    if (direct) this.#endResponse()
-    // Ends what comes out of the body, too.
-    if (this.#onFinish !== undefined) this.#onFinish()
-    else if (!direct) this.body.push(null)
-  }
-
-  #endResponse(): void {
+  #finish(way: Way, how: 'end' | 'cut'): void {
+    this.#way = null
     try {
-      this.#res.end()
+      way.end(how)
     } catch (error) {
-      this.#threw(error)
+      return this.#threw(error)
     }
+    this.#onFinish?.()
   }
 
   #roomLater(): Promise<void> | undefined {
