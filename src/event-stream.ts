@@ -1,8 +1,9 @@
 import type { PassThrough } from 'node:stream'
 import { SseError } from './errors.ts'
 import { encode, encodeComment, type SseEvent } from './event.ts'
-import type { CloseReason, Exchange } from './exchange.ts'
+import type { Exchange } from './exchange.ts'
 import { lastEventId } from './last-event-id.ts'
+import type { CloseReason } from './outcome.ts'
 import { checkSource, type MappedPipeOptions, type PipeOptions, type Source } from './source.ts'
 import { StreamCore } from './stream-core.ts'
 import { checkFunction, checkKeys, expected, oneOf } from './validate.ts'
@@ -123,18 +124,18 @@ export class EventStream {
 
   /** The stream that is `ctx.body`. @throws {@link SseError} `ERR_SSE_NOT_OPEN` before the stream opened. */
   get body(): PassThrough {
-    const { body } = this.#core
-    if (body === undefined) throw new SseError('ERR_SSE_NOT_OPEN', 'The stream is not open yet: call ctx.sse.open() first')
-    return body
+    const { opened } = this.#core
+    if (opened === undefined) throw new SseError('ERR_SSE_NOT_OPEN', 'The stream is not open yet: call ctx.sse.open() first')
+    return opened.outlet.body
   }
 
   /** Bytes of the body so far, first bytes and heartbeats included, those that wait too. */
   get bytesWritten(): number {
-    return this.#core.bytesWritten
+    return this.#core.opened?.outlet.bytesWritten ?? 0
   }
 
   /** Events so far, sent or piped; comments do not count. */
   get eventsSent(): number {
-    return this.#core.eventsSent
+    return this.#core.opened?.eventsSent ?? 0
   }
 }

@@ -140,14 +140,14 @@ export class Subscriber implements Subscription, Feed {
   /** Continuity was lost. */
   gap(reason: string): void {
     this.#resetFor = reason
-    if (this.#joined && this.#core.askRoom()) this.#reset(reason)
+    if (this.#joined && this.#core.opened?.askRoom() === true) this.#reset(reason)
   }
 
   close(): void {
     if (this.#closed) return
     this.#closed = true
     if (this.#reading !== undefined) this.#reading.subscriber = undefined
-    this.#core.unfeed(this)
+    this.#core.opened?.unfeed(this)
     this.#home.left(this)
   }
 
@@ -269,7 +269,7 @@ export class Subscriber implements Subscription, Feed {
     if (this.#filter !== undefined && (!this.#passes(event) || this.#closed)) return true
     this.#told = number
     this.#home.wasSent()
-    return this.#core.sendFrame(event.frame(this.#newline))
+    return this.#core.opened?.sendFrame(event.frame(this.#newline)) === true
   }
 
   #passes(event: SharedEvent): boolean {
@@ -283,7 +283,7 @@ export class Subscriber implements Subscription, Feed {
 
   #tell(event: string, id: string, data: string): boolean {
     this.#told = this.#home.log.newest
-    return this.#core.writeText(notice(event, id, data, this.#newline))
+    return this.#core.opened?.writeText(notice(event, id, data, this.#newline)) === true
   }
 
   #reset(reason: string): void {

@@ -217,7 +217,7 @@ describe('README.md', () => {
 
   it('names every reason for which a stream ends', async () => {
     const [line] = section('`ctx.sse`').match(/^\| `signal`, `closed` .*$/m) ?? []
-    expect(codes(line!).slice(3)).to.deep.equal(await union('src/exchange.ts', 'CloseReason'))
+    expect(codes(line!).slice(3)).to.deep.equal(await union('src/outcome.ts', 'CloseReason'))
   })
 
   for (const [name, file] of [
@@ -260,7 +260,7 @@ describe('ARCHITECTURE.md', () => {
   it('tells of every reason for which a stream ends', async () => {
     const [, , , ends = ''] = architecture.split(/^## /m)
     const told = new Set(rows(ends).flatMap(([, reason]) => codes(reason!)))
-    expect([...told].toSorted()).to.deep.equal((await union('src/exchange.ts', 'CloseReason')).toSorted())
+    expect([...told].toSorted()).to.deep.equal((await union('src/outcome.ts', 'CloseReason')).toSorted())
   })
 })
 

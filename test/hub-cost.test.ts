@@ -3,7 +3,7 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { sse, type EventStream, type Hub, type HubEvent, type SseOptions } from 'koa-sse'
 import { Log } from '../src/log.ts'
-import { StreamCore } from '../src/stream-core.ts'
+import { OpenStream } from '../src/open-stream.ts'
 import { Subscriber } from '../src/subscription.ts'
 import { connect, type LiveClient } from './support/client.ts'
 import { makeHub } from './support/hub.ts'
@@ -180,8 +180,8 @@ describe('a publish', () => {
     await join(10)
     const frames: unknown[] = []
     // oxlint-disable-next-line typescript/unbound-method -- it is called on a stream
-    const { sendFrame } = StreamCore.prototype
-    StreamCore.prototype.sendFrame = function (frame) {
+    const { sendFrame } = OpenStream.prototype
+    OpenStream.prototype.sendFrame = function (frame) {
       frames.push(frame)
       return sendFrame.call(this, frame)
     }
@@ -194,7 +194,7 @@ describe('a publish', () => {
       await until(() => frames.length === 36)
       expect(new Set(frames).size).to.equal(3)
     } finally {
-      StreamCore.prototype.sendFrame = sendFrame
+      OpenStream.prototype.sendFrame = sendFrame
     }
   })
 

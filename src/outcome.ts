@@ -1,0 +1,67 @@
+import { setMaxListeners } from 'node:events'
+import { deferred, type Deferred } from './deferred.ts'
+
+/**
+ * Why a stream ended.
+ *
+ * - `client`: the client left.
+ * - `closed`: `close()`, `hub.disconnect()`, the end of a piped source or of `body`, HEAD, a client that was turned away, or outer
+ *   middleware that answered otherwise.
+ * - `error`: the handler, a source, outer middleware, or what wraps `body` failed.
+ * - `slow`: more than `maxBuffer` bytes would have waited.
+ * - `stalled`: the client read nothing for `stallTimeout`.
+ * - `expired`: `maxAge` was reached.
+ * - `shutdown`: the middleware's `close()`, or the hub's.
+ */
+export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
+
+// What work that is tied to a stream fails of when the stream ends.
+const CONSEQUENCES = new Set(['ABORT_ERR', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
+// The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
+const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT)/
+const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
+
+/** Whether an error of a handler follows from how its stream has ended, and is no news. */
+export const follows = (reason: CloseReason, error: unknown): boolean => {
+  if (reason === 'error') return true
+  if (!(error instanceof Error)) return false
+  const code = 'code' in error ? String(error.code) : ''
+  return error.name === 'AbortError' || CONSEQUENCES.has(code) || (BREAKS.has(reason) && BROKEN.test(code))
+}
+
+/** How a stream has ended, and those who wait for that: nothing is made for them before they ask. */
+export class Outcome {
+  /** Undefined: it has not ended. Whoever sets it {@link tell | tells} those who wait, when all is done that follows from it. */
+  reason: CloseReason | undefined
+  #controller: AbortController | undefined
+  #closed: Deferred<CloseReason> | undefined
+
+  get signal(): AbortSignal {
+    if (this.#controller === undefined) {
+      this.#controller = new AbortController()
+      // Many may wait for the end of one stream: each of its sources, to begin with.
+      setMaxListeners(0, this.#controller.signal)
+      if (this.reason !== undefined) this.#controller.abort()
+    }
+    return this.#controller.signal
+  }
+
+  get closed(): Promise<CloseReason> {
+    if (this.#closed === undefined) {
+      this.#closed = deferred()
+      if (this.reason !== undefined) this.#closed.resolve(this.reason)
+    }
+    return this.#closed.promise
+  }
+
+  tell(): void {
+    this.#controller?.abort()
+    if (this.reason !== undefined) this.#closed?.resolve(this.reason)
+  }
+
+  /** Work that has begun is to stop, but the stream may open still: whoever asks then gets another signal. */
+  restart(): void {
+    this.#controller?.abort()
+    this.#controller = undefined
+  }
+}
