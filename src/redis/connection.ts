@@ -1,5 +1,6 @@
 import type { Redis, RedisOptions } from 'ioredis'
 import { SseError } from '../errors.ts'
+import { setImmediate } from '../turn.ts'
 
 /** ioredis's class, as far as versions 5 and 6 agree on it. */
 export interface RedisClass {
@@ -160,14 +161,18 @@ export class Connection {
 
   /** Does `work` with the connection, which is over if that takes longer than `ms`. */
   async within<T>(ms: number, work: () => Promise<T>): Promise<T> {
-    const timer = setTimeout(() => {
-      this.kill(new Error(`Redis did not answer within ${ms} ms`))
-    }, ms)
+    let answered = false
+    const end = (): void => {
+      if (!answered) this.kill(new Error(`Redis did not answer within ${ms} ms`))
+    }
+    // Where this process slept or was busy, it has yet to hear what Redis has said meanwhile.
+    const timer = setTimeout(() => setImmediate(end), ms)
     try {
       return await work()
     } catch (error) {
       throw isReply(error) ? error : (this.#error ?? error)
     } finally {
+      answered = true
       clearTimeout(timer)
     }
   }

@@ -24,7 +24,8 @@ export class Pulse {
   #sent: number | undefined
   #writing = false
   #heard: number | undefined
-  #since = 0
+  /** Periods since, by ticks: those that this process slept through had no heartbeat. */
+  #silent = 0
   /** Milliseconds that the last one took. */
   lag: number | undefined
 
@@ -38,7 +39,6 @@ export class Pulse {
   }
 
   start(): void {
-    this.#since = performance.now()
     this.#timer = setInterval(() => this.#tick(), this.#options.period)
     this.#beat()
   }
@@ -50,7 +50,8 @@ export class Pulse {
   /** One of ours has come back. */
   heard(): void {
     const now = performance.now()
-    this.#heard = this.#since = now
+    this.#heard = now
+    this.#silent = 0
     if (this.#sent !== undefined) this.lag = now - this.#sent
     this.#sent = undefined
   }
@@ -61,9 +62,8 @@ export class Pulse {
   }
 
   #tick(): void {
-    const now = performance.now()
-    if (now - this.#since > LATE * this.#options.period) {
-      this.#since = now
+    if (++this.#silent > LATE) {
+      this.#silent = 0
       this.#options.onLate(new Error(`No heartbeat has come back through Redis for ${Math.round(LATE * this.#options.period)} ms`))
     }
     this.#beat()

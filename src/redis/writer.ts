@@ -146,7 +146,9 @@ export class Writer {
     const [first] = this.#outbox
     if (first === undefined) return
     const reply = this.#underWay > 0 ? this.#heard + REPLY_TIMEOUT : Infinity
-    this.#timer = setTimeout(() => this.#tick(), Math.max(1, Math.min(first.deadline, reply, now + REPLY_TIMEOUT) - now))
+    const ms = Math.max(1, Math.min(first.deadline, reply, now + REPLY_TIMEOUT) - now)
+    // Where this process slept or was busy, it has yet to hear what Redis has said meanwhile.
+    this.#timer = setTimeout(() => setImmediate(() => this.#tick()), ms)
   }
 
   #tick(): void {

@@ -228,6 +228,18 @@ describe('RedisBroker, when', function () {
     expect(b.sink.gaps).to.deep.equal([])
   })
 
+  it('this process is busy for longer than it would wait: it hears what Redis has answered meanwhile', async () => {
+    const one = await startedNode(server.options, { publishTimeout: 1_000 }, { block: 100, heartbeat: 500 })
+    await passes('before', one, one)
+    const published = one.broker.publish('a', text('meanwhile'))
+    await nextTurn()
+    for (const end = performance.now() + 2_500; performance.now() < end;);
+    await published
+    await passes('after', one, one)
+    expect(one.sink.data).to.deep.equal(['before', 'meanwhile', 'after'])
+    expect([one.broker.stats().reconnects, one.broker.stats().duplicates, one.sink.errors]).to.deep.equal([0, 0, []])
+  })
+
   for (const [who, parts] of Object.entries({ watchdog: { block: 300, heartbeat: 60_000 }, heartbeat: { block: 60_000, heartbeat: 500 } })) {
     it(`a link is half open: its ${who} notices, it makes new connections, sends again, and loses nothing`, async () => {
       const link = await proxy()
