@@ -267,6 +267,8 @@ export class Writer {
     this.#hear(connection)
     if (isPassing(error)) this.#options.link.drop(connection, error)
     else {
+      // Nobody else is told why.
+      if (!message.counted) this.#options.onFailure(error)
       this.#outbox.reject(message, unavailable('Redis refused the event', error))
       this.#wake()
     }

@@ -334,6 +334,16 @@ describe('RedisBroker, when', function () {
     expect(one.sink.data).to.deep.equal(['before', 'after'])
   })
 
+  it('Redis has no memory left, and nothing is published: tells the sink what is wrong', async () => {
+    const one = await startedNode(server.options, {}, { heartbeat: 100 })
+    await server.command('CONFIG', 'SET', 'maxmemory', 1)
+    await until(() => one.sink.errors.length > 0)
+    expect(String(one.sink.errors[0])).to.include('OOM')
+    await server.command('CONFIG', 'SET', 'maxmemory', 0)
+    await until(() => one.broker.stats().up)
+    await passes('after', one, one)
+  })
+
   it('Redis may evict the log: says so at start', async () => {
     await server.command('CONFIG', 'SET', 'maxmemory', '100mb')
     await server.command('CONFIG', 'SET', 'maxmemory-policy', 'allkeys-lru')
