@@ -2,7 +2,9 @@ import { SseError } from '../errors.ts'
 import type { Cursor } from './cursor.ts'
 import type { MessageId } from './entry.ts'
 
-const PASSING = /^(?:READONLY|LOADING|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|MOVED|ASK|TRYAGAIN|UNBLOCKED|NOAUTH|BUSY)\b/
+// The last one is NOAUTH for a command of more than ten words, which ours are.
+const PASSING =
+  /^(?:READONLY|LOADING|MASTERDOWN|NOREPLICAS|CLUSTERDOWN|MOVED|ASK|TRYAGAIN|UNBLOCKED|NOAUTH|BUSY|ERR Protocol error: unauthenticated)\b/
 
 /** Whether it is the error of a server that may be well again soon, or is the wrong one: it has done nothing. */
 export const isPassing = (error: Error): boolean => PASSING.test(error.message)

@@ -2,6 +2,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import { Redis } from 'ioredis'
 import { encodeFields } from '../../src/redis/entry.ts'
+import type { Parts } from '../../src/redis/redis-broker.ts'
 import { collect } from '../support/heap.ts'
 import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
 import { signalled } from '../support/promises.ts'
@@ -355,6 +356,22 @@ describe('RedisBroker, when', function () {
     await passes('x', other, other)
     expect(other.sink.errors).to.deep.equal([])
   })
+
+  for (const [version, load] of Object.entries<Parts['load']>({ 6: undefined, 5: async () => import('ioredis5') })) {
+    it(`Redis asks for a password all at once: publishes wait until it does not, with ioredis ${version}`, async () => {
+      const one = await startedNode(server.options, {}, { load })
+      await passes('before', one, one)
+      await server.command('CONFIG', 'SET', 'requirepass', 'secret')
+      await server.cutAll()
+      const published = one.broker.publish('a', text('waits'))
+      await until(() => one.sink.errors.some(error => String(error).includes('NOAUTH')))
+      await after(300)
+      await server.command('CONFIG', 'SET', 'requirepass', '')
+      await published
+      await one.sink.have(2)
+      expect(one.sink.data).to.deep.equal(['before', 'waits'])
+    })
+  }
 
   it('Redis is made a replica and a master again: publishes wait for it', async () => {
     const one = await startedNode(server.options)
