@@ -11,6 +11,8 @@ const SLOW = 1_000
 // Characters of a page that has taken so long: where fewer do, it is not because of them, but by the length of the way, or how busy we are. With
 // smaller pages yet, down to a single new entry each, nobody would catch up.
 const AIM_SLOW = 131_072
+// Milliseconds for which pages stay below one that failed: it may have been more than Redis lets wait for one client.
+const CAREFUL = 60_000
 
 /** Characters of an entry, about. */
 export const sizeOf = ([, fields]: RawEntry): number => {
@@ -25,6 +27,11 @@ export const sizeOf = ([, fields]: RawEntry): number => {
  */
 export class PageSize {
   #count = FIRST
+  #aim = AIM
+  /** When a page last failed. */
+  #failed = 0
+  /** Characters of an entry, by the last page that had any. */
+  #average = 0
 
   /** Whether entries are so large, or the link so narrow, that a page is less than one begins with. */
   get isSmall(): boolean {
@@ -40,6 +47,8 @@ export class PageSize {
       this.#learn(asked, raw, performance.now() - begin)
       return { raw, more: raw.length === asked }
     } catch (error) {
+      this.#failed = performance.now()
+      if (this.#average > 0) this.#aim = Math.max(AIM_SLOW, Math.min(this.#aim, (this.#average * asked) / 2))
       this.#set(this.#count / 2)
       throw error
     }
@@ -48,11 +57,14 @@ export class PageSize {
   #learn(asked: number, raw: readonly RawEntry[], ms: number): void {
     let size = 0
     for (const entry of raw) size += sizeOf(entry)
-    const aim = ms > SLOW ? Math.max(AIM_SLOW, size / 2) : AIM
+    if (performance.now() - this.#failed > CAREFUL) this.#aim = AIM
+    const aim = ms > SLOW ? Math.max(AIM_SLOW, size / 2) : this.#aim
     const fitting = (aim * raw.length) / size
     // Many small entries say nothing of those that come a while later.
     const most = raw.length === asked ? Math.max(this.#count, asked * 2) : Math.max(FIRST, this.#count / 2)
-    if (raw.length > 0) this.#set(Math.min(fitting, most))
+    if (raw.length === 0) return
+    this.#average = size / raw.length
+    this.#set(Math.min(fitting, most))
   }
 
   #set(count: number): void {

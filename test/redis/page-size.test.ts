@@ -53,4 +53,19 @@ describe('a page of koa-sse/redis', () => {
     }
     expect(await asks(size, 200, 3)).to.deep.equal([2, 4, 8])
   })
+
+  it('does not grow again to what failed', async () => {
+    const size = new PageSize()
+    const asked: number[] = []
+    for (let i = 0; i < 20; i++) {
+      await size
+        .read(Infinity, async count => {
+          asked.push(count)
+          if (count * 200_000 > 1_000_000) throw new Error('too much')
+          return entries(count, 200_000)
+        })
+        .catch(() => {})
+    }
+    expect(asked).to.deep.equal([50, 25, 12, 6, 3, 6, ...Array.from({ length: 14 }, () => 3)])
+  })
 })

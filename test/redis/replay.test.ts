@@ -122,6 +122,16 @@ describe('what a client that comes back costs RedisBroker', function () {
     expect(broker.stats().gaps).to.deep.equal({ lost: 0, trimmed: 0 })
   })
 
+  it('finds pages that a server takes which lets little wait for a client: at start, and of what comes', async () => {
+    await server.command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 1048576 0 0')
+    await fill(64, 64, 100_000)
+    const { sink } = await startedNode(server.options)
+    expect(sink.data.at(-1)).to.match(/^63x/)
+    const { length } = sink.data
+    await server.command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 64, Date.now(), 64, 'x'.repeat(100_000))
+    await sink.have(length + 56)
+  })
+
   it('what is published is little, and heartbeats are many: it finds what comes behind them, and takes few commands for that', async () => {
     const { broker, sink } = await startedNode(server.options)
     const from = await broker.publish('a', { data: 'before' })
