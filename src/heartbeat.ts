@@ -1,3 +1,5 @@
+import { detached } from './turn.ts'
+
 /** Who sees something at one tick, and so many ticks later still, knows that between 1 and 1.25 periods have passed since it began. */
 export const TICKS = 4
 
@@ -23,7 +25,7 @@ export class Beats<T> {
       const tickAll = (): void => {
         for (const each of members) this.#tick(each)
       }
-      beat = { members, timer: setInterval(tickAll, Math.ceil(period / 4)).unref() }
+      beat = { members, timer: detached(() => setInterval(tickAll, Math.ceil(period / 4)).unref()) }
       this.#beats.set(period, beat)
     }
     beat.members.add(member)

@@ -1,3 +1,4 @@
+import { AsyncResource } from 'node:async_hooks'
 import { deferred, type Deferred } from './deferred.ts'
 
 /**
@@ -57,3 +58,11 @@ export const nextTurn = (): Promise<void> => {
   next ??= deferred()
   return next.promise
 }
+
+const nobody = new AsyncResource('koa-sse')
+
+/**
+ * Begins what many requests share, in none of their async contexts (`AsyncLocalStorage`): others' callbacks would run in the one that came
+ * first, and its store would stay in memory for as long as there is anybody.
+ */
+export const detached = <T>(begin: () => T): T => nobody.runInAsyncScope(begin)

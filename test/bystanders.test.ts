@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { spawnSync } from 'node:child_process'
 import { getEventListeners, once } from 'node:events'
 import { Agent, createServer, request } from 'node:http'
@@ -5,8 +6,10 @@ import { connect as connectSocket, type AddressInfo } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink } from 'koa-sse'
+import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream } from 'koa-sse'
+import { clog } from './support/clog.ts'
 import { connect } from './support/client.ts'
+import { collect } from './support/heap.ts'
 import { makeHub, serveStreams } from './support/hub.ts'
 import { failure, signalled } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
@@ -373,5 +376,40 @@ describe('who has replaced ServerResponse’s write before koa-sse was loaded', 
     )
     const [seen, text] = JSON.parse(stdout || JSON.stringify([stderr])) as [string, string]
     expect(seen).to.equal(text).and.to.include('data: y')
+  })
+})
+
+describe("a request's AsyncLocalStorage store", () => {
+  const storage = new AsyncLocalStorage<object>()
+
+  it('is not that of another whose client stalls, and is not kept when its own stream is over', async () => {
+    const streams: EventStream[] = []
+    const stores: WeakRef<object>[] = []
+    const options = { heartbeat: 90, stallTimeout: 80 }
+    const { url } = await startWith(
+      options,
+      ctx => void streams.push(ctx.sse.open()),
+      async (_ctx, next) => {
+        const store = {}
+        stores.push(new WeakRef(store))
+        await storage.run(store, next)
+      },
+    )
+    const first = await connect(url)
+    const other = await connect(url)
+    other.pause()
+    const seen = new Promise(resolve => streams[1]!.signal.addEventListener('abort', () => resolve(storage.getStore())))
+    await clog(streams[1]!)
+    expect(await streams[1]!.closed).to.equal('stalled')
+    expect(await seen).to.equal(undefined)
+    // Somebody is there all the time.
+    const last = await connect(url)
+    first.destroy()
+    await streams.splice(0, 2)[0]!.closed
+    await until(() => {
+      collect()
+      return stores[0]!.deref() === undefined
+    })
+    expect(last.socket.destroyed).to.equal(false)
   })
 })
