@@ -1,4 +1,5 @@
 import { SseError } from '../errors.ts'
+import { detached } from '../turn.ts'
 import { Connection, isReply, loadRedis, rotated, type Load, type Server } from './connection.ts'
 import { unavailable } from './message.ts'
 import type { Route } from './route.ts'
@@ -60,7 +61,7 @@ export class Link {
     const { current } = this
     if (this.#closed) throw closedError()
     if (current !== undefined) return current
-    this.#opening ??= this.#open().finally(() => (this.#opening = undefined))
+    this.#opening ??= detached(() => this.#open()).finally(() => (this.#opening = undefined))
     return this.#opening
   }
 

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { setImmediate } from '../turn.ts'
+import { detached, setImmediate } from '../turn.ts'
 import { isReply, type Connection } from './connection.ts'
 import { cursorOf, type Cursor } from './cursor.ts'
 import { encodeFields, messageTag, type Content, type MessageId } from './entry.ts'
@@ -179,7 +179,7 @@ export class Writer {
       })
     } else if (!this.#running) {
       this.#running = true
-      void this.#run()
+      void detached(() => this.#run())
     }
   }
 

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import { Redis } from 'ioredis'
@@ -85,6 +86,31 @@ describe('RedisBroker, when', function () {
     expect(errors.length).to.be.at.least(6_000)
     expect(errors.filter(error => error.deref() !== undefined).length).to.be.below(2_000)
     await Promise.all([first, second])
+  })
+
+  it("the connection was made for a request: that one's AsyncLocalStorage store is not kept with it, and no later failure is told in it", async () => {
+    const storage = new AsyncLocalStorage<object>()
+    const { broker, sink } = await startedNode(server.options)
+    const stores: WeakRef<object>[] = []
+    const seen: unknown[] = []
+    sink.error = () => void seen.push(storage.getStore())
+    const ask = async <T>(action: () => Promise<T>): Promise<T> => {
+      const store = {}
+      stores.push(new WeakRef(store))
+      return storage.run(store, action)
+    }
+    // Both are connected anew, each for who asks first.
+    await server.cutAll()
+    await until(() => seen.length > 0)
+    const id = await ask(async () => broker.publish('a', text('x')))
+    await ask(async () => broker.read(id, 1))
+    await until(() => {
+      collect()
+      return stores.every(store => store.deref() === undefined)
+    })
+    await server.kill()
+    await until(() => seen.length > 1)
+    expect(seen).to.deep.equal(seen.map(() => undefined))
   })
 
   it('thousands are published in one turn: others have theirs in between, and all arrive, in order', async () => {
