@@ -26,7 +26,7 @@ import { closedError, Publisher } from './publisher.ts'
 import { checkCloseOptions, shutDown, type CloseOptions, type Farewell } from './shutdown.ts'
 import { checkSource, type Source } from './source.ts'
 import { Subscriber, type Begin, type SubscribeOptions, type Subscription } from './subscription.ts'
-import { setImmediate } from './turn.ts'
+import { detached, setImmediate } from './turn.ts'
 import { checkFunction, checkKeys, expected, yesOrNo } from './validate.ts'
 
 type Channel<Events> = keyof Events & string
@@ -65,7 +65,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
       onLeft: subscriber => this.#tell('unsubscribe', subscriber),
       onError: error => this.#error(error),
     })
-    const started = this.#start()
+    // Made by the first request that needs it, perhaps.
+    const started = detached(async () => this.#start())
     started.catch((error: unknown) => {
       if (this.#closing === undefined) this.#error(error)
     })

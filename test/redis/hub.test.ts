@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { expect } from 'chai'
 import { Hub } from '../../src/hub.ts'
 import { sse } from '../../src/middleware.ts'
@@ -44,6 +45,19 @@ describe('a hub on RedisBroker', function () {
     expect(await client.event()).to.include({ event: 'stream-position', data: '' })
     await node.hub.publish('news', 'live')
     expect(await client.take(1)).to.deep.equal(['live'])
+  })
+
+  it("asks nobody's filter in the async context of the request that it was made for", async () => {
+    const storage = new AsyncLocalStorage<object>()
+    const seen: unknown[] = []
+    const hub = storage.run({}, () => new Hub({ broker: new RedisBroker({ redis: server.options }, { block: 300 }) }))
+    hubs.push(hub)
+    const { url } = await serve(koa(sse(), hub.subscriber('news', { filter: () => seen.push(storage.getStore()) > 0 })))
+    const client = await connect(url)
+    expect(await client.event()).to.include({ event: 'stream-position' })
+    await hub.publish('news', 'x')
+    expect(await client.take(1)).to.deep.equal(['x'])
+    expect(seen).to.deep.equal([undefined])
   })
 
   it('keeps clients while Redis is away, and gives them what was published meanwhile', async () => {
