@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { Http2ServerRequest, Http2ServerResponse } from 'node:http2'
+import type { Duplex } from 'node:stream'
 import { setImmediate, setRealTimeout } from './turn.ts'
 
 // What differs between HTTP/1 and HTTP/2, and nothing else.
@@ -26,8 +27,8 @@ export const brokeWith = (req: Request, res: Response, error: Error): boolean =>
 
 /** Bytes that the kernel has taken of a response, and of those before it on its connection. With HTTP/2, those of all its streams. */
 export const sent = (req: Request, res: Response): number => {
-  const socket = 'stream' in res ? res.stream?.session?.socket : req.socket
-  return socket === undefined ? 0 : socket.bytesWritten - socket.writableLength
+  const socket: Partial<Socket> | undefined = 'stream' in res ? res.stream?.session?.socket : req.socket
+  return socket?.bytesWritten === undefined ? 0 : socket.bytesWritten - socket.writableLength!
 }
 
 /** Who is told of a response's end. */
@@ -95,6 +96,12 @@ export const unblock = (req: Request): void => {
   })
 }
 
+/** Ends a connection when all has been written. It is any Duplex, if an app has given the server such a one ('connection' event). */
+const endSoon = (connection: Socket | (Duplex & { destroySoon?: undefined })): void => {
+  if (connection.destroySoon === undefined) connection.end(() => connection.destroy())
+  else connection.destroySoon()
+}
+
 // A browser drops what it has read but not handed on when a stream breaks: Chromium lost most last events without this, none with 10 ms.
 const CUT_DELAY = 20
 
@@ -107,7 +114,7 @@ export const cut = (res: Response): void => {
       if (stream?.headersSent) stream.write('', () => stream.close(INTERNAL_ERROR))
       else stream?.close(INTERNAL_ERROR)
     } else if (res.socket === null) res.destroy()
-    else res.socket.destroySoon()
+    else endSoon(res.socket)
   }, CUT_DELAY).unref()
 }
 
@@ -127,5 +134,5 @@ export const destroy = (res: Response): void => {
 
 /** Closes an HTTP/1 connection when the response is over: `keep-alive` keeps Node from it. HTTP/2 has one for many. */
 export const closeAfter = (req: Request, res: Response): void => {
-  if (!('stream' in res)) res.once('finish', () => req.socket.destroySoon())
+  if (!('stream' in res)) res.once('finish', () => endSoon(req.socket))
 }

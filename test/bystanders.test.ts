@@ -1,9 +1,9 @@
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { spawnSync } from 'node:child_process'
 import { getEventListeners, once } from 'node:events'
-import { Agent, createServer, request } from 'node:http'
+import { Agent, createServer, request, type Server } from 'node:http'
 import { connect as connectSocket, type AddressInfo } from 'node:net'
-import { PassThrough, Readable } from 'node:stream'
+import { Duplex, PassThrough, Readable } from 'node:stream'
 import { expect } from 'chai'
 import type { Context } from 'koa'
 import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream } from 'koa-sse'
@@ -411,5 +411,61 @@ describe("a request's AsyncLocalStorage store", () => {
       return stores[0]!.deref() === undefined
     })
     expect(last.socket.destroyed).to.equal(false)
+  })
+})
+
+/** One end of a connection that is no socket. */
+class End extends Duplex {
+  readonly peer: End
+  #more: (() => void) | undefined
+
+  constructor(peer?: End) {
+    super()
+    this.peer = peer ?? new End(this)
+  }
+
+  override _read(): void {
+    const more = this.#more
+    this.#more = undefined
+    more?.()
+  }
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, callback: () => void): void {
+    if (this.peer.push(chunk)) callback()
+    else this.peer.#more = callback
+  }
+
+  override _final(callback: () => void): void {
+    this.peer.push(null)
+    callback()
+  }
+}
+
+describe('a connection that is any Duplex, as a server may be given', () => {
+  const ask = (server: Server, head = ''): End => {
+    const end = new End()
+    server.emit('connection', end.peer)
+    end.write(`GET / HTTP/1.1\r\nHost: x\r\n${head}\r\n`)
+    return end
+  }
+  const read = async (end: End): Promise<string> => Buffer.concat(await end.toArray()).toString()
+
+  it('is cut where a source fails', async () => {
+    const { server, app } = await startWith({}, async ctx => ctx.sse.pipe(broken()))
+    expect(await read(ask(server))).to.match(/\r\n\r\n3\r\n:\n\n\r\n$/)
+    expect(app.errors).to.deep.equal([boom])
+  })
+
+  it('is ended with its stream, where the client has asked for that', async () => {
+    const { server } = await startWith({}, async ctx => ctx.sse.pipe(['x']))
+    expect(await read(ask(server, 'Connection: close\r\n'))).to.match(/data: x\n\n\r\n0\r\n\r\n$/)
+  })
+
+  it('is cut off where the client reads nothing', async () => {
+    const { server, arrived } = await startWith({ stallTimeout: 50 }, async ctx =>
+      ctx.sse.pipe(Array.from({ length: 100 }, () => 'x'.repeat(10_000))),
+    )
+    ask(server)
+    expect(await (await arrived).sse.closed).to.equal('stalled')
   })
 })
