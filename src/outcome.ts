@@ -1,5 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import { deferred, type Deferred } from './deferred.ts'
+import { isObject } from './validate.ts'
 
 /**
  * Why a stream ended.
@@ -16,17 +17,32 @@ import { deferred, type Deferred } from './deferred.ts'
 export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
 
 // What work that is tied to a stream fails of when the stream ends.
-const CONSEQUENCES = new Set(['ABORT_ERR', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
+const CONSEQUENCES = new Set([
+  'ABORT_ERR',
+  'ERR_CANCELED',
+  'ERR_STREAM_PREMATURE_CLOSE',
+  'ERR_STREAM_DESTROYED',
+  'ERR_SSE_HUB_CLOSED',
+  'ERR_SSE_NOT_OPEN',
+])
 // The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
 const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT)/
 const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
+// fetch's own, and those of openai and @anthropic-ai/sdk, of which some have it as their class's name alone.
+const ABORTED = /AbortError$/
+
+const isAbort = (error: unknown): boolean =>
+  isObject(error) && (('name' in error && ABORTED.test(String(error.name))) || ABORTED.test(error.constructor?.name))
 
 /** Whether an error of a handler follows from how its stream has ended, and is no news. */
 export const follows = (reason: CloseReason, error: unknown): boolean => {
   if (reason === 'error') return true
-  if (!(error instanceof Error)) return false
-  const code = 'code' in error ? String(error.code) : ''
-  return error.name === 'AbortError' || CONSEQUENCES.has(code) || (BREAKS.has(reason) && BROKEN.test(code))
+  // No Error of this realm perhaps: under Jest, Node's are not.
+  if (!isObject(error)) return false
+  const { code, cause } = error as { code?: unknown; cause?: unknown }
+  if (CONSEQUENCES.has(String(code)) || (BREAKS.has(reason) && BROKEN.test(String(code)))) return true
+  // @mistralai/mistralai and cohere-ai wrap it.
+  return isAbort(error) || isAbort(cause)
 }
 
 /** How a stream has ended, and those who wait for that: nothing is made for them before they ask. */

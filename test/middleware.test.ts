@@ -526,23 +526,39 @@ for (const [version, koa] of VERSIONS) {
         expect(app.errors).to.deep.equal([boom])
       })
 
-      it('is not told when it is but the AbortError of a client that has left', async () => {
-        let done = false
-        const app = koa(sse(), async ctx => {
-          try {
-            const { signal } = ctx.sse.open()
-            await new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error)))
-          } finally {
-            done = true
-          }
-        })
-        const { url } = await serve(app)
-        const client = await connect(url)
-        client.fin()
-        await until(() => done)
-        for (let i = 0; i < 5; i++) await turn()
-        expect(app.errors).to.deep.equal([])
-      })
+      // As these libraries fail when the signal that they were given is aborted.
+      class APIUserAbortError extends Error {}
+      class CohereError extends Error {}
+      const aborts: [string, (reason: unknown) => unknown][] = [
+        ['fetch', reason => reason],
+        ['openai 6', () => new APIUserAbortError('Request was aborted.')],
+        ['axios 1', () => Object.assign(new Error('canceled'), { name: 'CanceledError', code: 'ERR_CANCELED' })],
+        ['@mistralai/mistralai 2', cause => Object.assign(new Error('Request aborted by client', { cause }), { name: 'RequestAbortedError' })],
+        ['cohere-ai 8', cause => new CohereError('The user aborted a request', { cause })],
+      ]
+      for (const [library, fail] of aborts)
+        for (const opens of [true, false])
+          it(`is not told when it is but that ${library} was aborted, by a client that has left ${opens ? 'its stream' : 'before it opened'}`, async () => {
+            let begun = false
+            let done = false
+            const app = koa(sse(), async ctx => {
+              const { signal } = opens ? ctx.sse.open() : ctx.sse
+              begun = true
+              try {
+                await new Promise((_, reject) => signal.addEventListener('abort', () => reject(fail(signal.reason))))
+              } finally {
+                done = true
+              }
+            })
+            const { port } = await serve(app)
+            const client = dial(port, '127.0.0.1').resume()
+            client.write('GET / HTTP/1.1\r\nHost: test\r\n\r\n')
+            await until(() => begun)
+            client.end()
+            await until(() => done)
+            for (let i = 0; i < 5; i++) await turn()
+            expect(app.errors).to.deep.equal([])
+          })
 
       it('releases the sources', async () => {
         const source = patient('one')
