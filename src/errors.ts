@@ -25,5 +25,8 @@ export class SseError extends Error {
   }
 }
 
+// As Koa tells them: under Jest, which runs tests in a context of node:vm, Node's errors are no instances of Error.
+const isError = (thrown: unknown): thrown is Error => thrown instanceof Error || Object.prototype.toString.call(thrown) === '[object Error]'
+
 /** What was thrown, as an Error. */
-export const toError = (thrown: unknown): Error => (thrown instanceof Error ? thrown : new Error(`non-error thrown: ${inspect(thrown)}`))
+export const toError = (thrown: unknown): Error => (isError(thrown) ? thrown : new Error(`non-error thrown: ${inspect(thrown)}`))

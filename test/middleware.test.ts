@@ -4,6 +4,7 @@ import { connect as dial, type Socket } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { setImmediate as turn } from 'node:timers/promises'
 import { mock } from 'node:test'
+import { runInNewContext } from 'node:vm'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { EventStream, sse, type CloseReason } from 'koa-sse'
@@ -514,6 +515,18 @@ for (const [version, koa] of VERSIONS) {
         expect(app.errors).to.deep.equal([boom])
       })
 
+      it('of another realm, as those of Node are under Jest, is told as it is', async () => {
+        const foreign: unknown = runInNewContext("new Error('boom')")
+        const app = koa(sse(), ctx => {
+          ctx.sse.open()
+          throw foreign
+        })
+        const { url } = await serve(app)
+        expect(await (await connect(url)).ended).to.equal('cut')
+        expect(app.errors).to.have.lengthOf(1)
+        expect(app.errors[0]).to.equal(foreign)
+      })
+
       it('of its own, after the client has left, is told too', async () => {
         const app = koa(sse(), async ctx => {
           await ctx.sse.open().closed
@@ -534,6 +547,9 @@ for (const [version, koa] of VERSIONS) {
         ['openai 6', () => new APIUserAbortError('Request was aborted.')],
         ['axios 1', () => Object.assign(new Error('canceled'), { name: 'CanceledError', code: 'ERR_CANCELED' })],
         ['@mistralai/mistralai 2', cause => Object.assign(new Error('Request aborted by client', { cause }), { name: 'RequestAbortedError' })],
+        // There, and in any other context of node:vm, these are no instances of Error. Of DOMException there is but one to be had here.
+        ['Node, under Jest,', () => runInNewContext("Object.assign(new Error('aborted'), { code: 'ABORT_ERR' })")],
+        ['fetch, under Jest,', () => ({ name: 'AbortError', [Symbol.toStringTag]: 'DOMException' })],
         ['cohere-ai 8', cause => new CohereError('The user aborted a request', { cause })],
       ]
       for (const [library, fail] of aborts)
