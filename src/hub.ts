@@ -135,7 +135,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * `ctx.throw(503)` throws past `maxSubscribers`, and with `ERR_SSE_NOT_OPEN` for a stream that has ended.
    */
   subscribe(stream: EventStream, channels: Channels<Events>, options: SubscribeOptions = {}): Promise<Subscription> {
-    if (!(stream instanceof EventStream)) throw new TypeError(expected('stream', 'an EventStream: ctx.sse', stream))
+    if (!(stream instanceof EventStream)) throw new TypeError(expected('stream', 'an EventStream of the same copy of koa-sse: ctx.sse', stream))
     const names = checkChannels(channels, this.#maxChannels)
     const checked = checkSubscribeOptions(options)
     if (this.#members.has(stream)) {
@@ -162,7 +162,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
     const checked = checkSubscribeOptions(options)
     return async ctx => {
       if (!(ctx.sse instanceof EventStream))
-        throw new TypeError('hub.subscriber() found no ctx.sse: put sse() before it, as in router.get(path, sse(), hub.subscriber(…))')
+        throw new TypeError('hub.subscriber() found no ctx.sse of this copy of koa-sse: put sse() before it, as in router.get(path, sse(), …)')
       const names = fixed ?? requestedChannels(ctx, await (channels as (ctx: C) => N | Promise<N>)(ctx), this.#maxChannels)
       try {
         this.#subscribe(ctx.sse, names, checked)

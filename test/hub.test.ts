@@ -1,6 +1,10 @@
 import { once } from 'node:events'
+import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect as dial } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { Readable } from 'node:stream'
+import { pathToFileURL } from 'node:url'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type Hub, type HubEvent, type SseEvent, type SseOptions } from 'koa-sse'
@@ -634,6 +638,23 @@ describe('hub.subscriber()', () => {
     expect(status).to.equal(500)
     expect(errors[0]).to.be.instanceOf(TypeError)
     expect((errors[0] as Error).message).to.include('sse()')
+  })
+
+  it('says that sse() is of another copy of the package', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'koa-sse-'))
+    try {
+      cpSync('src', folder, { recursive: true })
+      writeFileSync(join(folder, 'package.json'), '{"type":"module"}')
+      const other = (await import(pathToFileURL(join(folder, 'index.ts')).href)) as { sse: typeof sse }
+      const hub = makeHub()
+      for (const handler of [hub.subscriber('a') as Middleware, async (ctx: Context) => void (await hub.subscribe(ctx.sse, 'a'))]) {
+        const { status, errors } = await answer(handler, other.sse())
+        expect(status).to.equal(500)
+        expect((errors[0] as Error).message).to.include('copy of koa-sse')
+      }
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
   })
 })
 
