@@ -213,6 +213,25 @@ describe('a client that has missed more than can be replayed at once', () => {
   })
 })
 
+describe('a client that does not read while continuity is lost again and again', () => {
+  it('is reset once, to where the log is then', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker })
+    const { url, streams } = await serveStreams({ stallTimeout: false })
+    const client = await connect(url)
+    await hub.subscribe(streams[0]!, 'a')
+    await client.event()
+    client.pause()
+    await clog(streams[0]!)
+    for (let i = 1; i < 4; i++) broker.sink.gap('lost', `g-${i}`)
+    client.resume()
+    expect((await client.event()).data).to.match(/^x+$/)
+    expect(await client.event()).to.include({ event: 'stream-reset', id: 'g-3', data: '{"reason":"lost"}' })
+    await hub.publish('a', 'after')
+    expect(await client.take(1)).to.deep.equal(['after'])
+  })
+})
+
 describe('a stream that is subscribed again', () => {
   it('is reset when its subscription before still owed it something', async () => {
     const hub = makeHub()
@@ -248,6 +267,47 @@ describe('a stream that is subscribed again', () => {
     await hub.subscribe(streams[0]!, 'a')
     expect(await client.event()).to.include({ event: 'stream-position' })
     expect(hub.stats().resets).to.deep.equal({})
+  })
+
+  it('gets what it missed when its subscription before had not begun', async () => {
+    const broker = new SlowBroker()
+    let begin!: () => void
+    broker.start_ = new Promise<void>(resolve => (begin = resolve))
+    const hub = makeHub({ broker })
+    const { url, streams } = await serveStreams()
+    const client = await connect(url, { headers: { 'Last-Event-ID': 's-0' } })
+    const before = await hub.subscribe(streams[0]!, 'a')
+    before.close()
+    await hub.subscribe(streams[0]!, 'a')
+    const published = hub.publish('a', 'missed')
+    begin()
+    await published
+    expect(await client.event()).to.include({ id: 's-1', data: 'missed' })
+  })
+
+  it('is reset once, and told nothing else, when its subscription before waited for the broker', async () => {
+    const { broker, hub } = await serveSlow()
+    const { url, streams } = await serveStreams()
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    broker.answer = new Promise(() => {})
+    const client = await connect(url, { headers: { 'Last-Event-ID': 's-0' } })
+    const before = await hub.subscribe(streams[0]!, 'a')
+    before.close()
+    await hub.subscribe(streams[0]!, 'a')
+    await hub.publish('a', '4')
+    expect(await client.event()).to.include({ event: 'stream-reset', id: 's-3', data: '{"reason":"slow"}' })
+    expect(await client.event()).to.include({ id: 's-4', data: '4' })
+    expect(hub.stats().resets).to.deep.equal({ slow: 1 })
+  })
+
+  it('gets nothing when a listener closes the subscription as it begins', async () => {
+    const hub = makeHub()
+    hub.once('subscribe', subscription => subscription.close())
+    const { url, streams } = await serveStreams()
+    const client = await connect(url)
+    await hub.subscribe(streams[0]!, 'a')
+    await streams[0]!.send('by hand')
+    expect(await client.event()).to.include({ data: 'by hand' })
   })
 })
 

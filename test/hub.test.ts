@@ -927,6 +927,17 @@ describe('the heartbeat', () => {
     expect(await client.next()).to.deep.equal({ comment: 'ping' })
   })
 
+  it('is a comment again when the subscription has been closed', async () => {
+    const hub = makeHub()
+    const { url, streams } = await serveStreams({ heartbeat: 30 })
+    const client = await connect(url)
+    const subscription = await hub.subscribe(streams[0]!, 'a')
+    expect(await client.event()).to.include({ event: POSITION })
+    subscription.close()
+    await hub.publish('a', 'not for it any more')
+    for (let i = 0; i < 2; i++) expect(await client.next()).to.deep.equal({ comment: 'ping' })
+  })
+
   it('does so too after events that the filter dropped, and after a position that the broker told', async () => {
     const broker = new ManualBroker()
     const hub = makeHub({ broker })
@@ -1273,8 +1284,8 @@ describe('an id that proves nothing', () => {
     await expectReset(hub, await join(['a'], 'own'))
   })
 
-  it('is an event’s own that looks like one of the broker’s', async () => {
-    const { hub, join } = await start()
+  it('is an event’s own that looks like one of the broker’s, which would go on from that', async () => {
+    const { hub, join } = await start({}, {}, makeHub({ broker: new MemoryBroker() }))
     const first = await hub.publish('a', '1')
     await hub.publish('a', '2')
     await hub.publish('a', { id: first, data: '3' })
