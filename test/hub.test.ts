@@ -916,7 +916,7 @@ describe('the first connect', () => {
 
 describe('the heartbeat', () => {
   it('tells the newer position when the log has moved on while the channels were quiet, and is a comment otherwise', async () => {
-    const { hub, enter } = await start({}, { heartbeat: 30 })
+    const { hub, enter, join } = await start({}, { heartbeat: 30 })
     const client = await enter('a')
     expect(await client.next()).to.deep.equal({ comment: 'ping' })
     const id = await hub.publish('b', 'not for it')
@@ -925,6 +925,9 @@ describe('the heartbeat', () => {
     await hub.publish('a', 'for it')
     expect(await client.next()).to.include({ data: 'for it' })
     expect(await client.next()).to.deep.equal({ comment: 'ping' })
+    const back = await join(['a'], hub.position)
+    expect(await back.next()).to.have.property('comment')
+    expect(await back.next()).to.deep.equal({ comment: 'ping' })
   })
 
   it('is a comment again when the subscription has been closed', async () => {
@@ -987,6 +990,29 @@ describe('a client that waits for what the broker has', () => {
     await hub.publish('a', '8')
     expect(await client.take(1)).to.deep.equal(['8'])
     expect(asked).to.deep.equal(['m-1'])
+  })
+
+  it('gets what comes while it is found out that nothing came before', async () => {
+    const broker = new ManualBroker()
+    const asked: string[] = []
+    let answer!: (page: BrokerEntry[]) => void
+    broker.read = async (after: string) => {
+      asked.push(after)
+      return new Promise<BrokerEntry[]>(resolve => (answer = resolve))
+    }
+    // Two places without an event, or one with.
+    const hub = makeHub({ broker, history: { bytes: 500 } })
+    const { join } = await start({}, {}, hub)
+    await until(() => hub.position === 'm-0')
+    for (const id of ['p-1', 'p-2', 'p-3', 'p-4']) broker.sink.position(id)
+    const client = await join(['a'], 'p-1')
+    await until(() => asked.length === 1)
+    await hub.publish('a', '1')
+    answer([])
+    expect(await client.event()).to.include({ data: '1' })
+    await hub.publish('a', '2')
+    expect(await client.take(1)).to.deep.equal(['2'])
+    expect(asked).to.deep.equal(['p-1'])
   })
 
   it('is not given again what it has, when it was ahead and nothing came after', async () => {
