@@ -617,10 +617,15 @@ describe('RedisBroker, when', function () {
 
   it('no replica has a strict publish: it rejects; when one has it, it resolves', async () => {
     const one = await startedNode(server.options, { strict: true })
-    expect(await rejection(one.broker.publish('a', text('alone')))).to.include(UNAVAILABLE)
+    const alone = rejection(one.broker.publish('a', text('alone')))
+    await until(() => one.sink.data.includes('alone'))
+    // It is lost, and that is no better.
+    await server.command('DEL', KEY)
+    await server.command('XADD', KEY, '*', 'not', 'ours')
+    await until(() => one.sink.gaps.length > 0)
+    expect(await alone).to.include(UNAVAILABLE)
     const replica = await RedisServer.start({ args: ['--replicaof', '127.0.0.1', `${server.port}`] })
     try {
-      await until(() => one.sink.data.includes('alone'))
       await server.command('CONFIG', 'SET', 'repl-diskless-sync-delay', 0)
       while (!(await server.info('replication', 'slave0')).includes('state=online')) await after(20)
       const id = await one.broker.publish('a', text('both'))
