@@ -525,6 +525,13 @@ describe('RedisBroker, when', function () {
     await reading
     expect(answer).to.deep.equal([])
     expect(b.sink.data).to.deep.equal(['before', 'ahead'])
+    // Or the log is lost before that.
+    link.freezeOne(0)
+    const lost = b.broker.read(await a.broker.publish('a', text('lost')), 10)
+    await after(100)
+    await server.command('DEL', KEY)
+    link.thaw()
+    expect(await lost).to.equal(undefined)
   })
 
   it('a client asks what another was about to be told before the log went on: it is told what has come since', async () => {
