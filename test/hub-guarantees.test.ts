@@ -169,6 +169,27 @@ describe('two hubs that share a stream', () => {
     expect((await back.event()).data).to.equal('missed on one')
     expect(await back.event()).to.include({ event: 'stream-reset', data: '{"reason":"unknown"}' })
   })
+
+  it('need not begin at the same time: that there is room for one again says nothing to the other', async () => {
+    const broker = new SlowBroker()
+    let begin!: () => void
+    broker.start_ = new Promise<void>(resolve => (begin = resolve))
+    const [one, two] = [makeHub(), makeHub({ broker })]
+    const { url, streams } = await serveStreams({ stallTimeout: false })
+    const client = await connect(url)
+    await one.subscribe(streams[0]!, 'a')
+    await two.subscribe(streams[0]!, 'a')
+    await client.event()
+    client.pause()
+    await clog(streams[0]!)
+    for (const data of ['1', '2']) await one.publish('a', data)
+    client.resume()
+    expect((await client.event()).data).to.match(/^x+$/)
+    expect(await client.take(2)).to.deep.equal(['1', '2'])
+    begin()
+    expect(await client.event()).to.include({ event: 'stream-position', id: 's-0' })
+    expect(two.stats().resets).to.deep.equal({})
+  })
 })
 
 describe('a stream that joins in the middle of a delivery', () => {
