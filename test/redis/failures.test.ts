@@ -481,6 +481,25 @@ describe('RedisBroker, when', function () {
     expect(a.sink.events).to.deep.equal(b.sink.events)
   })
 
+  it('the reply is lost, and so is what stood before the event: publish() resolves when the log is read anew', async () => {
+    const link = await proxy()
+    const a = await startedNode(link.options)
+    const b = await startedNode(server.options)
+    const before = await passes('before', a, a, b)
+    link.freezeOne(0)
+    let lost = 0
+    link.onRequest = chunk => {
+      if (chunk.includes('precious')) link.onReply = () => ++lost > 1
+    }
+    const published = a.broker.publish('a', text('precious'))
+    await until(() => lost > 0 && b.sink.data.includes('precious'))
+    await server.command('XDEL', KEY, before.split('.')[0]!)
+    link.thaw()
+    expect(await published).to.equal(b.sink.events[1]!.id)
+    expect(a.sink.gaps).to.deep.equal(['lost'])
+    expect(b.broker.stats().duplicates).to.equal(0)
+  })
+
   it('an event is in the log twice: one copy is delivered, by whoever reads, from wherever', async () => {
     const a = await startedNode(server.options)
     const start = await passes('start', a, a)
