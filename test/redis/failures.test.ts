@@ -445,17 +445,23 @@ describe('RedisBroker, when', function () {
     link.onRequest = chunk => (requests += chunk.toString())
     link.onReply = chunk => {
       const reply = chunk.toString()
-      // Entries that somebody reads come in an array or a map.
-      if (/\$\d+\r\n\d+-\d+\r\n/.test(reply) && !/^[*%]/.test(reply)) before ??= requests
+      // Entries that somebody reads come in an array or a map. What has been seen in the log is not waited for.
+      if (requests.includes('XADD') && /\$\d+\r\n\d+-\d+\r\n/.test(reply) && !/^[*%]/.test(reply)) before ??= requests
       return true
     }
     const a = node(link.options)
     const texts = Array.from({ length: 50 }, (_, n) => `text ${n}`)
-    await Promise.all(texts.map(async each => a.broker.publish('a', text(each))))
-    await until(() => a.sink.data.length === 50)
-    expect(a.sink.data).to.deep.equal(texts)
-    expect(before!.split('XADD').length - 1).to.equal(1)
-    expect(requests.split('XADD').length - 1).to.be.at.least(50)
+    // The first one, and the one after it.
+    for (let sent = 50; sent <= 100; sent += 50) {
+      await Promise.all(texts.map(async each => a.broker.publish('a', text(each))))
+      await until(() => a.sink.data.length === sent)
+      expect(a.sink.data.slice(-50)).to.deep.equal(texts)
+      expect(before!.split('XADD').length - 1).to.equal(1)
+      expect(requests.split('XADD').length - 1).to.be.at.least(50)
+      link.cut()
+      requests = ''
+      before = undefined
+    }
   })
 
   it('the reply is lost and the reader is late: publish() waits for the id that is delivered', async () => {
