@@ -776,6 +776,23 @@ describe('the hub’s events', () => {
     expect(await client.take(1)).to.deep.equal(['welcome'])
   })
 
+  it('have listeners that fail: the hub says so, and the others get their events', async () => {
+    const { hub, enter, errors } = await start()
+    const told: unknown[] = []
+    hub.on('error', error => told.push(error))
+    for (const name of ['subscribe', 'unsubscribe'] as const) {
+      hub.on(name, () => {
+        throw new Error(name)
+      })
+    }
+    await enter('a')
+    const client = await enter('b')
+    expect(hub.disconnect(({ channels }) => channels.has('a'))).to.equal(1)
+    await hub.publish('b', '1')
+    expect(await client.take(1)).to.deep.equal(['1'])
+    expect([told.map(String), errors]).to.deep.equal([['Error: subscribe', 'Error: subscribe', 'Error: unsubscribe'], []])
+  })
+
   it('emit an error only if somebody listens', async () => {
     const broker = new ManualBroker()
     const hub = makeHub({ broker })
