@@ -106,7 +106,7 @@ export class Subscriber implements Subscription, Feed {
 
   /** Finds its place in the log, which is known by now. */
   join(): void {
-    if (this.#closed || this.#joined) return
+    if (this.#closed) return
     this.#joined = true
     const { replay, from } = this.#begin
     this.#home.log.trim(performance.now())
