@@ -74,7 +74,7 @@ export const readTail = async (connection: Connection, key: string, lookBack: nu
     const { raw, more } = await size.read(Infinity, async count => range(connection, 'XREVRANGE', key, end, '-', count))
     for (const each of raw) {
       left -= sizeOf(each)
-      if (window === entries.length && window < WINDOW && left >= 0) window++
+      if (window < WINDOW && left >= 0) window++
       entries.push(window > entries.length ? decode(each) : stripped(decode(each)))
     }
     if (entries.length === 0) {
