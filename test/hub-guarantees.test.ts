@@ -81,6 +81,24 @@ describe('publishes that nobody awaits', () => {
     })
   }
 
+  it('keep it when one of those that waited for the start makes somebody publish', async () => {
+    const broker = new SlowBroker()
+    let begin!: () => void
+    broker.start_ = new Promise<void>(resolve => (begin = resolve))
+    const hub = makeHub({ broker })
+    const { url, streams } = await serveStreams()
+    const client = await connect(url)
+    const filter = ({ data }: { data?: string }): boolean => {
+      if (data === '1') void hub.publish('a', 'because of 1')
+      return true
+    }
+    await hub.subscribe(streams[0]!, 'a', { filter })
+    for (const data of ['1', '2', '3']) void hub.publish('a', data)
+    begin()
+    await client.event()
+    expect(await client.take(4)).to.deep.equal(['1', '2', '3', 'because of 1'])
+  })
+
   it('are taken as they are at the call, with or without data, and with what an event inherits', async () => {
     const broker = new SlowBroker()
     let begin!: () => void
@@ -337,6 +355,7 @@ describe('a broker that is somebody else’s', () => {
     const { broker, hub, errors, open } = await serveSlow()
     await hub.publish('a', '1')
     broker.add({ id: 's-2', channel: 'a', event: { event: 'bad\nevent' } })
+    expect(hub.position).to.equal('s-2')
     for (const data of ['3', '4']) await hub.publish('a', data)
     expect(errors).to.have.lengthOf(1)
     const client = await open('s-0')
@@ -374,12 +393,13 @@ describe('a broker that is somebody else’s', () => {
     expect(errors.map(String)).to.deep.equal(['TypeError: Expected `entry` to be an entry with an id, got null'])
   })
 
-  it('fails once, and nothing is published any more: who waits for it gets what it missed all the same', async () => {
+  it('fails twice, and nothing is published any more: who waits for it gets what it missed all the same', async () => {
     const { broker, hub, open } = await serveSlow()
     for (const data of ['1', '2', '3']) await hub.publish('a', data)
     const read = broker.read.bind(broker)
+    let failures = 0
     broker.read = async () => {
-      broker.read = read
+      if (++failures === 2) broker.read = read
       throw new Error('a hiccup')
     }
     const client = await open('s-0')

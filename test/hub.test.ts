@@ -180,8 +180,8 @@ describe('hub.publish()', () => {
     }
     const { enter } = await start({ filter }, {}, hub)
     const clients = [await enter('a'), await enter('a'), await enter('a')]
-    await hub.publish('a', 'question')
-    for (const client of clients) expect(await client.take(2)).to.deep.equal(['question', 'answer'])
+    for (const data of ['question', 'more', 'last']) await hub.publish('a', data)
+    for (const client of clients) expect(await client.take(4)).to.deep.equal(['question', 'answer', 'more', 'last'])
   })
 
   it('is called by a listener of unsubscribe that a filter set off: order is kept all the same', async () => {
