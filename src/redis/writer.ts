@@ -156,7 +156,7 @@ export class Writer {
     const now = performance.now()
     for (const message of this.#outbox) {
       if (message.deadline > now) break
-      if (message.acknowledged !== undefined && !this.#options.strict) this.#outbox.resolve(message, message.seen ?? message.acknowledged)
+      if (message.acknowledged !== undefined && !this.#options.strict) this.#outbox.resolve(message, message.acknowledged)
       else this.#outbox.reject(message, unavailable(`Redis did not take the event within ${this.#options.publishTimeout} ms`, this.#lastError))
     }
     if (this.#underWay > 0 && now - this.#heard >= REPLY_TIMEOUT) {
@@ -258,7 +258,7 @@ export class Writer {
     message.acknowledged = cursor
     if (this.#options.strict) return
     // Sent twice, it may be there twice, and the first is the one that counts: the reader will see it.
-    if (message.sent === 1 || message.seen !== undefined) this.#outbox.resolve(message, message.seen ?? cursor)
+    if (message.sent === 1) this.#outbox.resolve(message, cursor)
   }
 
   #refused(connection: Connection, message: Message, error: unknown): void {
