@@ -18,8 +18,6 @@ export interface LinkOptions {
   readonly load: Load | undefined
   /** Told of each connection that failed. */
   readonly onFailure: (error: unknown) => void
-  /** In [0, 1). */
-  readonly random?: () => number
 }
 
 const make = (...args: ConstructorParameters<typeof Connection>): Connection => {
@@ -119,7 +117,7 @@ export class Link {
   async #pause(): Promise<void> {
     if (this.#failures === 0 || this.#closed) return
     const most = Math.min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** this.#failures)
-    const ms = SHORTEST_PAUSE + (this.#options.random ?? Math.random)() * (most - SHORTEST_PAUSE)
+    const ms = SHORTEST_PAUSE + Math.random() * (most - SHORTEST_PAUSE)
     await new Promise<void>(resolve => {
       const timer = setTimeout(resolve, ms)
       this.#wake = () => {
