@@ -29,7 +29,7 @@ const make = (...args: ConstructorParameters<typeof Connection>): Connection => 
 }
 
 /**
- * A connection that is made anew when it is over, after a pause at random: up to 50 ms the first time, up to 5 s in the end, so that
+ * A connection that is made anew when it is over, after a pause at random: 50 to 100 ms the first time, up to 5 s in the end, so that
  * a hundred processes do not come back at once.
  */
 export class Link {
