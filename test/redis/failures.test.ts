@@ -171,13 +171,15 @@ describe('RedisBroker, when', function () {
       expect(one.sink.errors.filter(error => String(error).includes('NOPERM')).length).to.equal(1)
       expect(one.sink.data).to.deep.equal(['read without'])
       await server.command('ACL', 'SETUSER', 'default', '+xread')
-      // Whoever has read both has heard the bell between them.
-      for (const data of ['first', 'second']) await passes(data, one, one)
-      await server.cutAll()
-      const cut = performance.now()
-      await passes('after the cut', one, one)
-      // 100 ms again; the next of before was 1 600.
-      expect(performance.now() - cut).to.be.below(1_000)
+      for (let i = 0; i < 5; i++) {
+        // Whoever has read both has heard the bell between them.
+        for (const data of [`${i} first`, `${i} second`]) await passes(data, one, one)
+        await server.cutAll()
+        const cut = performance.now()
+        await passes(`${i} after the cut`, one, one)
+        // 100 ms again; the next of before was 1 600, and the fifth in a row is.
+        expect(performance.now() - cut).to.be.below(1_000)
+      }
     } finally {
       Math.random = random
     }
