@@ -154,6 +154,8 @@ describe('RedisBroker, on a server that', function () {
     const link = await Proxy.start(old.port)
     made.unshift(link)
     const one = await startedNode(link.options, {}, { block: 60_000, heartbeat: 300 })
+    // Somebody else's that do come say nothing.
+    await startedNode(old.options, {}, { heartbeat: 100 })
     await passes('before', one, one)
     // The address means another server now, and the writer, its second connection, has noticed.
     link.target = now.port
