@@ -508,6 +508,28 @@ describe('RedisBroker, when', function () {
     expect(b.broker.stats().duplicates).to.equal(0)
   })
 
+  it('the reply is lost, and then the log: publish() does not wait for what will not come', async () => {
+    const link = await proxy()
+    const a = await startedNode(link.options, {}, { block: 1_000 })
+    const b = await startedNode(server.options)
+    await passes('before', a, a, b)
+    link.freezeOne(0)
+    let lost = 0
+    link.onRequest = chunk => {
+      if (chunk.includes('precious')) link.onReply = () => ++lost > 1
+    }
+    const published = a.broker.publish('a', text('precious'))
+    await until(() => lost > 0 && b.sink.data.includes('precious'))
+    link.onRequest = link.onReply = undefined
+    link.cutOne(1)
+    await until(() => b.broker.stats().duplicates === 1)
+    await server.command('DEL', KEY)
+    link.thaw()
+    await until(() => a.sink.gaps.length > 0)
+    await until(() => a.broker.stats().pending === 0)
+    expect(await published).to.match(/^\d+-\d+\.[0-9a-z]{4}$/)
+  })
+
   it('an event is in the log twice: one copy is delivered, by whoever reads, from wherever', async () => {
     const a = await startedNode(server.options)
     const start = await passes('start', a, a)
