@@ -719,11 +719,13 @@ describe('RedisBroker, when', function () {
       )
       if (state === 'away') await after(50)
       const reading = state === 'paused' ? rejection(one.broker.read(id.replace(/^\d/, '9'), 10)) : undefined
+      const told = one.sink.errors.length
       const begin = performance.now()
       await one.broker.close()
       expect(performance.now() - begin).to.be.below(1_000)
       expect(await outcome).to.equal(state === 'there' || state === 'flushed' ? 'arrived' : 'ERR_SSE_BROKER_CLOSED')
       if (reading !== undefined) expect(await reading).to.have.property('code', 'ERR_SSE_BROKER_CLOSED')
+      expect(one.sink.errors).to.have.lengthOf(told)
       server.resume()
     })
   }
