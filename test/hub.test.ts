@@ -114,6 +114,8 @@ describe('hub.publish()', () => {
   for (const newline of ['\n', '\r\n', '\r'] as const) {
     it(`writes its own events too with the newline of each stream: ${JSON.stringify(newline)}`, async () => {
       const { hub, join } = await start({}, { newline })
+      // Another, with the usual one, has just been told the same.
+      await (await start({}, {}, hub)).enter('a')
       const client = await join(['a'])
       const lost = await join(['a'], 'lost')
       const position = hub.position!
@@ -1345,8 +1347,10 @@ describe('an id that proves nothing', () => {
   })
 
   it('does not matter with another name for the events', async () => {
-    const hub = makeHub({ resetEvent: 'begin-anew', positionEvent: 'here' })
+    const hub = makeHub({ broker: new ManualBroker(), resetEvent: 'begin-anew', positionEvent: 'here' })
     const { join } = await start({}, {}, hub)
+    // One of another hub has just been told the same.
+    await (await start({}, {}, makeHub({ broker: new ManualBroker() }))).enter('a')
     expect(await (await join(['a'])).event()).to.include({ event: 'here', data: '' })
     expect(await (await join(['a'], 'forged')).event()).to.include({ event: 'begin-anew' })
   })
