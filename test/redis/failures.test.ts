@@ -355,9 +355,17 @@ describe('RedisBroker, when', function () {
     const one = await startedNode(server.options)
     await passes('before', one, one)
     await server.command('CONFIG', 'SET', 'maxmemory', 1)
-    const error = await rejection(one.broker.publish('a', text('x')))
-    expect(error).to.include(UNAVAILABLE)
-    expect(String((error as Error).cause)).to.include('OOM')
+    const refused = async (): Promise<void> => {
+      const error = await rejection(one.broker.publish('a', text('x')))
+      expect(error).to.include(UNAVAILABLE)
+      expect(String((error as Error).cause)).to.include('OOM')
+    }
+    await refused()
+    // A new connection is given one at a time, until one is taken.
+    await server.cutAll()
+    const begin = performance.now()
+    await Promise.all([refused(), refused(), refused()])
+    expect(performance.now() - begin).to.be.below(3_000)
     await server.command('CONFIG', 'SET', 'maxmemory', 0)
     await passes('after', one, one)
     expect(one.sink.data).to.deep.equal(['before', 'after'])
