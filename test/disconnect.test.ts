@@ -153,8 +153,10 @@ describe('a client that leaves an open stream', () => {
       client.pause()
       const ctx = await started.arrived
       await blocked(ctx)
+      const { bytesWritten } = ctx.sse
       await noticed(ctx.sse, started, () => leave(client))
       expect(await sent).to.equal(false)
+      expect(ctx.sse.bytesWritten).to.equal(bytesWritten)
     })
 
     it(`with ${how}, while a comment waits for it to read, lets that resolve with false`, async () => {
@@ -291,10 +293,18 @@ describe('a client that leaves before the stream is open', () => {
   }
 
   for (const [how, leave] of Object.entries(leaving)) {
-    it(`with ${how}, aborts the signal that a handler asked for`, async () => {
-      const started = await start(async ctx => {
-        if (!ctx.sse.signal.aborted) await once(ctx.sse.signal, 'abort')
-      })
+    it(`with ${how}, aborts the signal that a handler asked for, and is no news when it fails of that`, async () => {
+      let wentOn = false
+      const started = await start(
+        async ctx => {
+          if (!ctx.sse.signal.aborted) await once(ctx.sse.signal, 'abort')
+          ctx.sse.signal.throwIfAborted()
+        },
+        async (_, next) => {
+          await next()
+          wentOn = true
+        },
+      )
       const socket = await say(started.port, GET)
       const { sse: stream } = await started.arrived
       const left = performance.now()
@@ -304,7 +314,33 @@ describe('a client that leaves before the stream is open', () => {
       expect(performance.now() - left).to.be.below(PROMPT)
       await until(() => started.sockets.size === 0, PROMPT)
       expect(stream.connected).to.equal(false)
+      await until(() => wentOn)
       expect(started.app.errors).to.deep.equal([])
+    })
+
+    it(`with ${how}, is known to a handler that asks only then`, async () => {
+      const source = stuck('nothing')
+      const asks: ((stream: EventStream) => unknown)[] = [
+        stream => stream.signal.aborted,
+        stream => stream.closed,
+        async stream => {
+          await stream.pipe(source, { head: 'first-event' })
+          return source.released
+        },
+      ]
+      const answers: unknown[] = []
+      for (const ask of asks) {
+        const started = await start(async ctx => {
+          await new Promise(resolve => ctx.req.socket.on('close', resolve))
+          answers.push(await ask(ctx.sse))
+        })
+        const socket = await say(started.port, GET)
+        await started.arrived
+        leave(socket)
+        await until(() => answers.length === asks.indexOf(ask) + 1)
+        expect(started.app.errors).to.deep.equal([])
+      }
+      expect(answers).to.deep.equal([true, 'client', true])
     })
 
     it(`with ${how}, does no harm to a handler that opens and sends`, async () => {
