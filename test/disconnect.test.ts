@@ -650,14 +650,39 @@ describe('pipelined requests', () => {
     })
   }
 
-  it('in their dozens cause no warning', async () => {
+  it('end in order, when a stream fails that waits for its turn', async () => {
+    const failure = new Error('on purpose')
+    const contexts: Context[] = []
+    const { port, app } = await start(ctx => {
+      contexts.push(ctx)
+      void ctx.sse.send(ctx.path)
+      if (ctx.path === '/2') throw failure
+    })
+    const socket = await say(port, GET + GET.replace('/', '/2'))
+    const closed = once(socket, 'close')
+    const all = reads(socket, '\r\n0\r\n\r\n')
+    await until(() => contexts[1]?.res.destroyed === true)
+    expect(await contexts[1]!.sse.closed).to.equal('error')
+    expect(await contexts[0]!.sse.send('still here')).to.equal(true)
+    contexts[0]!.sse.close()
+    expect(await all).to.include('still here')
+    await closed
+    expect(app.errors).to.deep.equal([failure])
+  })
+
+  it('in their dozens cause no warning, and leave no listener behind', async () => {
     const warnings: Error[] = []
     const warn = (warning: Error): unknown => warnings.push(warning)
     process.on('warning', warn)
     try {
       const streams: EventStream[] = []
-      const { port } = await start(ctx => void streams.push(ctx.sse.open()))
-      const socket = await say(port, GET.repeat(24))
+      const { port, sockets } = await start(ctx => void streams.push(ctx.sse.open()))
+      const socket = await say(port, '')
+      await until(() => sockets.size === 1)
+      const [connection] = sockets
+      const listeners = (): number[] => ['end', 'close'].map(event => connection!.listenerCount(event))
+      const before = listeners()
+      socket.write(GET.repeat(24))
       const last = reads(socket, 'stream 24')
       await until(() => streams.length === 24)
       for (const [n, stream] of streams.entries()) {
@@ -665,6 +690,7 @@ describe('pipelined requests', () => {
         stream.close()
       }
       await last
+      await until(() => String(listeners()) === String(before))
       socket.destroy()
       await new Promise(setImmediate)
       expect(warnings).to.deep.equal([])
