@@ -300,19 +300,49 @@ describe('an error that is no consequence of how the stream ended', () => {
 
   it('is told, when the client had left before the handler opened', async () => {
     const over = signalled()
-    const { url, app, arrived } = await startWith({}, async ctx => {
-      await once(ctx.req.socket, 'close')
-      expect(await ctx.sse.send('x')).to.equal(false)
-      await over.promise
-      throw new Error('own bug')
-    })
+    const wentOn = signalled()
+    const { url, app, arrived } = await startWith(
+      {},
+      async ctx => {
+        await once(ctx.req.socket, 'close')
+        expect(await ctx.sse.send('x')).to.equal(false)
+        await over.promise
+        throw new Error('own bug')
+      },
+      async (_ctx, next) => {
+        await next()
+        wentOn.go()
+      },
+    )
     const request = get(url, { agent: false }).on('error', () => {})
     await arrived
     request.destroy()
-    await sleep(20)
+    await wentOn.promise
     over.go()
     await until(() => app.errors.length === 1)
     expect(app.errors[0]).to.have.property('message', 'own bug')
+  })
+
+  it('is outer middleware’s and Koa’s, when the client had left, and the handler did not open', async () => {
+    const caught: unknown[] = []
+    const { url, app, arrived } = await startWith(
+      {},
+      async ctx => {
+        expect(await ctx.sse.closed).to.equal('client')
+        throw new Error('own bug')
+      },
+      async (_ctx, next) => {
+        await next().catch((error: unknown) => {
+          caught.push(error)
+          throw error
+        })
+      },
+    )
+    const request = get(url, { agent: false }).on('error', () => {})
+    await arrived
+    request.destroy()
+    await until(() => app.errors.length === 1)
+    expect(app.errors).to.deep.equal(caught)
   })
 
   it('is told, when it is outer middleware’s, and the client has left meanwhile', async () => {
