@@ -1006,6 +1006,25 @@ describe('sse()', () => {
       expect(inner.size).to.equal(2)
     })
 
+    it('lets go on who comes before the outer one, whatever stands between the two', async () => {
+      let over = false
+      const { url } = await serve(
+        koa(
+          sse(),
+          async (ctx, next) => {
+            await next()
+            await ctx.sse.closed
+            over = true
+          },
+          sse(),
+          ctx => void ctx.sse.open(),
+        ),
+      )
+      const client = await connect(url)
+      client.fin()
+      await until(() => over)
+    })
+
     it('has the Stream of the inner one', async () => {
       class Own extends EventStream {}
       let stream: unknown
