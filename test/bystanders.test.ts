@@ -259,6 +259,21 @@ describe('a Readable whose destroy() throws', () => {
   })
 })
 
+describe('a Readable that fails as it is released', () => {
+  for (const [when, options] of Object.entries({ 'while it is read': {}, unread: { maxStreams: 1, whenFull: 'retry' } } as const)) {
+    it(`${when}, is nobody’s news`, async () => {
+      const source = new Readable({ read() {}, destroy: (_, done) => void setImmediate(done, boom) })
+      const over = new Promise(resolve => source.on('close', resolve))
+      const { url, app } = await startWith(options, ctx => (ctx.path === '/first' ? void ctx.sse.open() : ctx.sse.pipe(source)))
+      await connect(`${url}/first`)
+      const client = await connect(url)
+      if (when !== 'unread') client.fin()
+      await over
+      expect(app.errors).to.deep.equal([])
+    })
+  }
+})
+
 describe('a subscription that comes when another answer is under way', () => {
   for (const whenFull of ['retry', 'refuse'] as const) {
     it(`to a full hub is refused, and takes no place in sse() (whenFull: '${whenFull}')`, async () => {
