@@ -207,14 +207,17 @@ describe('a client that leaves an open stream', () => {
     })
 
     it(`with ${how}, while the last bytes wait after close(), frees its connection at once`, async () => {
+      let sent: Promise<boolean> | undefined
       const started = await start(ctx => {
-        void ctx.sse.send(HUGE)
+        sent = ctx.sse.send(HUGE)
         ctx.sse.close()
       })
       const client = await connect(started.url)
       client.pause()
       const ctx = await started.arrived
       expect(await ctx.sse.closed).to.equal('closed')
+      // Whoever waits for room does not wait for the client.
+      expect(await sent).to.equal(false)
       await blocked(ctx)
       expect(started.sockets.size).to.equal(1)
       leave(client)
