@@ -1241,7 +1241,7 @@ describe('pipe() of a source that fails', () => {
     it(`a function that returns ${what}, fails with a TypeError`, async () => {
       const { client, settled, app } = await piping(source as Source)
       const error = await within(settled)
-      expect(error).to.be.an.instanceOf(TypeError)
+      expect(error).to.be.an.instanceOf(TypeError).with.property('message').that.includes('Expected `source` to be')
       expect(await client.ended).to.equal('cut')
       expect(app.errors).to.deep.equal([error])
     })
