@@ -1,5 +1,6 @@
 import { createServer, ServerResponse } from 'node:http'
 import { connect as connectSocket, type AddressInfo } from 'node:net'
+import type { Readable } from 'node:stream'
 import { text } from 'node:stream/consumers'
 import { expect } from 'chai'
 import type { Context, Next } from 'koa'
@@ -23,6 +24,11 @@ const replaced = async (ctx: Context, next: Next): Promise<void> => {
   await next()
 }
 
+const listening = async (ctx: Context, next: Next): Promise<void> => {
+  await next()
+  ;(ctx.body as Readable).on('data', chunk => (seen += String(chunk)))
+}
+
 describe('the short way of the bytes', () => {
   beforeEach(() => {
     seen = ''
@@ -30,6 +36,7 @@ describe('the short way of the bytes', () => {
 
   for (const [who, make] of Object.entries({
     'a middleware that has replaced res.write': async (hub: Hub) => (await serve(koa(replaced, sse(), hub.subscriber('a')))).port,
+    'a middleware that listens to the body': async (hub: Hub) => (await serve(koa(listening, sse(), hub.subscriber('a')))).port,
     'a subclass of ServerResponse': async (hub: Hub) => {
       const handle = koa(sse(), hub.subscriber('a')).callback()
       const server = createServer({ ServerResponse: Watched }, (req, res) => void handle(req, res))
