@@ -271,10 +271,17 @@ describe("a source of a pipe with head: 'first-event' that fails", () => {
   })
 
   it('leaves what the handler answers then, and what it pipes in its place', async () => {
-    const { url } = await startWith({}, async ctx => {
-      await ctx.sse.pipe(failing(), { head: 'first-event' }).catch(() => ctx.sse.pipe(['instead'], { head: 'first-event' }))
-    })
-    expect(await answer(url)).to.include({ status: 200, body: ':\n\ndata: instead\n\n', cut: false })
+    async function* instead(): AsyncGenerator<string> {
+      await sleep(20)
+      yield 'instead'
+    }
+    for (const awaits of [true, false]) {
+      const { url } = await startWith({}, async ctx => {
+        const piped = ctx.sse.pipe(failing(), { head: 'first-event' }).catch(() => ctx.sse.pipe(instead(), { head: 'first-event' }))
+        if (awaits) await piped
+      })
+      expect(await answer(url)).to.include({ status: 200, body: ':\n\ndata: instead\n\n', cut: false })
+    }
   })
 })
 
