@@ -248,7 +248,6 @@ export class Outlet implements BodyOwner, Gatherer {
    * it an event among others. Bytes are lost, so none may follow: the client would go on from a later id.
    */
   #threw(error: unknown): void {
-    this.#way = null
     this.on('threw', toError(error))
     this.abandon()
     cut(this.#res)
