@@ -1130,7 +1130,7 @@ describe('sse().close()', () => {
     const { handler, last } = opener()
     const { url } = await serve(koa(middleware, handler))
     await connect(url)
-    for (const options of [{ retry: -1 }, { retry: 1.5 }, { retry: Number.NaN }, { graceMs: -1 }, { graceMs: Number.NaN }]) {
+    for (const options of [{ retry: -1 }, { retry: 1.5 }, { retry: Number.NaN }, { graceMs: -1 }, { graceMs: Number.NaN }, { graceMs: 2 ** 31 }]) {
       expect(await failure(() => middleware.close(options)), JSON.stringify(options)).to.be.instanceOf(RangeError)
     }
     expect(last().connected).to.equal(true)
