@@ -9,8 +9,8 @@ export interface PulseOptions {
   readonly beat: () => Promise<unknown>
   /** None has come back in three periods. Once each. */
   readonly onLate: (error: Error) => void
-  /** Called once per period. */
-  readonly housekeep: () => Promise<unknown>
+  /** Called once per period; never rejects. */
+  readonly housekeep: () => Promise<void>
 }
 
 /**
@@ -67,7 +67,7 @@ export class Pulse {
       this.#options.onLate(new Error(`No heartbeat has come back through Redis for ${Math.round(LATE * this.#options.period)} ms`))
     }
     this.#beat()
-    this.#options.housekeep().catch(() => {})
+    void this.#options.housekeep()
   }
 
   #beat(): void {

@@ -1,6 +1,6 @@
 import type { Broker, BrokerEntry, BrokerSink, BrokerStats } from '../broker.ts'
 import type { SseEvent } from '../event.ts'
-import type { Load } from './connection.ts'
+import { isReply, type Load } from './connection.ts'
 import { compare, formatCursor, type Cursor } from './cursor.ts'
 import { ErrorGate } from './error-gate.ts'
 import { closedError, Link } from './link.ts'
@@ -110,7 +110,12 @@ export class RedisBroker implements Broker {
       housekeep: async () => {
         // All together once per period, about, whoever it is.
         if (Math.random() * Math.max(1, this.#reader?.publishers(3 * HEARTBEAT) ?? 1) >= 1) return
-        await writes.current?.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
+        try {
+          await writes.current?.call('XTRIM', key, 'MAXLEN', '~', maxEntries)
+        } catch (error) {
+          // A connection's end is told by others; a right that is missing would be by nobody.
+          if (isReply(error)) this.#errors.tell(error)
+        }
       },
     })
     this.#makeReader = sink =>

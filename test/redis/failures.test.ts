@@ -156,6 +156,18 @@ describe('RedisBroker, when', function () {
     server.resume()
   })
 
+  it('does not let us trim the log: tells that once, and goes on', async () => {
+    await server.command('ACL', 'SETUSER', 'default', '-xtrim')
+    try {
+      const one = await startedNode(server.options, {}, { heartbeat: 20 })
+      await until(() => one.sink.errors.length > 0)
+      for (const data of ['x', 'y']) await passes(data, one, one)
+      expect(String(one.sink.errors)).to.match(/^ReplyError: NOPERM [^,]* 'xtrim' command/)
+    } finally {
+      await server.command('ACL', 'SETUSER', 'default', '+xtrim')
+    }
+  })
+
   it('the bell is forbidden: reads without it, ever less often, and publishes; and goes on as before when it is allowed', async () => {
     await server.command('ACL', 'SETUSER', 'default', '-xread')
     const { random } = Math
