@@ -1,5 +1,5 @@
 import { within } from './deferred.ts'
-import { encode, type SseEvent } from './event.ts'
+import { checkFields, dataText, encode, type SseEvent } from './event.ts'
 import type { StreamCore } from './stream-core.ts'
 import { checkKeys, milliseconds, nonNegativeInteger } from './validate.ts'
 
@@ -26,8 +26,17 @@ export const checkCloseOptions = (options: CloseOptions): Farewell => {
   const { event, retry = 2_000, graceMs = 5_000 } = options
   nonNegativeInteger('retry', retry)
   milliseconds('graceMs', graceMs)
-  if (event !== undefined) encode(event)
-  return { event: typeof event === 'string' ? { data: event } : event, retry, graceMs }
+  if (event === undefined) return { event, retry, graceMs }
+  const last = asItIs(event)
+  encode(last)
+  return { event: last, retry, graceMs }
+}
+
+/** The event as it is now, its data serialised. It is encoded for each client, and later perhaps: none may be left open because it then fails. */
+const asItIs = (event: string | SseEvent): SseEvent => {
+  if (typeof event === 'string') return { data: event }
+  const { comment, id, event: type, data, retry } = checkFields(event)
+  return { comment, id, event: type, data: data === undefined ? undefined : dataText(data), retry }
 }
 
 /** A random whole number between `ms` and twice `ms`, so that clients which left together do not come back together. */

@@ -207,6 +207,49 @@ describe('hub.close()', () => {
     expect(client!.events.at(-1)!.data).to.equal('bye')
   })
 
+  it('says the farewell as it was at the call, and serialises it once', async () => {
+    const it = await start()
+    const clients = await readers(it, 2)
+    let serialised = 0
+    // A mistake that shows from the second time on.
+    const data = {
+      toJSON() {
+        if (++serialised > 1) throw new Error('read again')
+        return 'bye'
+      },
+    }
+    const event: { event?: string; data?: unknown } = { event: 'farewell', data }
+    // It is told after what is under way.
+    const published = it.hub.publish('news', 'last news')
+    const closed = it.hub.close({ event })
+    event.event = 'a\nb'
+    event.data = 1n
+    await Promise.all([published, closed])
+    for (const client of clients) {
+      expect(await client.ended).to.equal('clean')
+      expect(client.events.slice(1).map(each => [each.event, each.data])).to.deep.equal([
+        [undefined, 'last news'],
+        ['farewell', '"bye"'],
+      ])
+    }
+  })
+
+  it('says a farewell of a class, with accessors', async () => {
+    class Bye {
+      get event(): string {
+        return 'farewell'
+      }
+      get data(): string {
+        return 'bye'
+      }
+    }
+    const it = await start()
+    const [client] = await readers(it, 1)
+    await it.hub.close({ event: new Bye() })
+    expect(await client!.ended).to.equal('clean')
+    expect(client!.events.at(-1)).to.deep.include({ event: 'farewell', data: 'bye' })
+  })
+
   it('returns the same promise again, whatever is asked', async () => {
     const { hub } = await start()
     const first = hub.close({ graceMs: 100 })
