@@ -27,7 +27,7 @@ export class ThroughBody implements Way {
   }
 
   write(piece: Piece): boolean {
-    return this.#body.push(piece instanceof Frame ? piece.payload : piece)
+    return this.#body.push(bytesFor(piece))
   }
 
   end(how: 'end' | 'cut'): void {
@@ -69,7 +69,7 @@ export class PastBody implements Way {
     }
     // Of the two protocols' responses, TypeScript finds no common write().
     const res = this.#res as ServerResponse
-    return res.write(piece instanceof Frame ? piece.payload : piece) ? undefined : res
+    return res.write(bytesFor(piece)) ? undefined : res
   }
 
   end(how: 'end' | 'cut'): void {
@@ -82,6 +82,9 @@ export class PastBody implements Way {
     if (this.#onDrain !== undefined) this.#full?.removeListener('drain', this.#onDrain)
   }
 }
+
+/** A copy of a frame's bytes: they are others' too, and what wraps the body or the response may change in place what it is given. */
+const bytesFor = (piece: Piece): string | Buffer => (piece instanceof Frame ? Buffer.from(piece.payload) : piece)
 
 /** A frame's bytes go to all sockets as they are: Node's own way costs each client three more writes and a second pass through the event loop's queues. */
 const chunkOf = (what: string | Frame): string | Buffer =>

@@ -1,13 +1,14 @@
 import { once } from 'node:events'
 import { connect as connectHttp2, createServer as createHttp2Server } from 'node:http2'
 import { connect as connectSocket, type AddressInfo, type Server, type Socket } from 'node:net'
-import { PassThrough, Readable } from 'node:stream'
+import { PassThrough, Readable, Transform } from 'node:stream'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import { expect } from 'chai'
 import Koa, { type Context, type Middleware } from 'koa'
 import { Hub, sse } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { direct, watched } from './support/direct.ts'
+import { makeHub } from './support/hub.ts'
 import { signalled } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 import { startWith } from './support/start.ts'
@@ -109,6 +110,52 @@ describe('a piece that is lost', () => {
         expect(app.errors).to.deep.equal([boom])
       })
     }
+  }
+})
+
+describe('a piece that is changed in place', () => {
+  const scramble = (chunk: unknown): void => {
+    if (Buffer.isBuffer(chunk)) chunk.fill('#')
+  }
+  const SCRAMBLERS: Record<string, (ctx: Context) => void> = {
+    'what wraps the body': ctx => {
+      const transform = (chunk: Buffer, _encoding: string, callback: (error: null, chunk: Buffer) => void): void => {
+        scramble(chunk)
+        callback(null, chunk)
+      }
+      ctx.body = (ctx.body as PassThrough).pipe(new Transform({ transform }))
+    },
+    'a replaced res.write': ctx => {
+      const write = ctx.res.write.bind(ctx.res) as (...args: unknown[]) => boolean
+      ctx.res.write = (...args: unknown[]) => {
+        scramble(args[0])
+        return write(...args)
+      }
+    },
+  }
+  for (const [who, wrap] of Object.entries(SCRAMBLERS)) {
+    it(`by ${who} is so for its own client, and for nobody else`, async () => {
+      const hub = makeHub()
+      const app = koa(
+        async (ctx, next) => {
+          await next()
+          if (ctx.path === '/scrambled') wrap(ctx)
+        },
+        sse(),
+        hub.subscriber('a'),
+      )
+      const { url } = await serve(app)
+      const scrambled = await connect(`${url}/scrambled`)
+      const good = await connect(url)
+      await good.event()
+      await until(() => hub.count() === 2)
+      const before = hub.position!
+      await hub.publish('a', 'x')
+      expect(await good.take(1)).to.deep.equal(['x'])
+      await until(() => scrambled.text.includes('#####'))
+      const back = await connect(`${url}/?lastEventId=${before}`)
+      expect(await back.take(1)).to.deep.equal(['x'])
+    })
   }
 })
 
