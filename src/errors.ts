@@ -29,4 +29,11 @@ export class SseError extends Error {
 const isError = (thrown: unknown): thrown is Error => thrown instanceof Error || Object.prototype.toString.call(thrown) === '[object Error]'
 
 /** What was thrown, as an Error. */
-export const toError = (thrown: unknown): Error => (isError(thrown) ? thrown : new Error(`non-error thrown: ${inspect(thrown)}`))
+export const toError = (thrown: unknown): Error => {
+  try {
+    return isError(thrown) ? thrown : new Error(`non-error thrown: ${inspect(thrown)}`)
+  } catch {
+    // A revoked Proxy, say.
+    return new Error('non-error thrown, that cannot be shown')
+  }
+}

@@ -22,8 +22,11 @@ export const gone = (req: Request, res: Response): boolean => {
 }
 
 /** True for the very error that the connection broke with by itself, and not because somebody destroyed it with his own. */
-export const brokeWith = (req: Request, res: Response, error: Error): boolean =>
-  'syscall' in error && error === ('stream' in res ? res.stream?.errored : req.socket.errored)
+export const brokeWith = (req: Request, res: Response, error: unknown): boolean => {
+  const errored = 'stream' in res ? res.stream?.errored : req.socket.errored
+  // Anything may have been thrown, so only the connection's own is looked at.
+  return errored != null && error === errored && 'syscall' in errored
+}
 
 /** Bytes that the kernel has taken of a response, and of those before it on its connection. With HTTP/2, those of all its streams. */
 export const sent = (req: Request, res: Response): number => {

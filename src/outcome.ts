@@ -37,6 +37,15 @@ const isAbort = (error: unknown): boolean =>
 /** Whether an error of a handler follows from how its stream has ended, and is no news. */
 export const follows = (reason: CloseReason, error: unknown): boolean => {
   if (reason === 'error') return true
+  try {
+    return isConsequence(reason, error)
+  } catch {
+    // One that cannot be looked at: a getter of its throws, or it is a revoked Proxy.
+    return false
+  }
+}
+
+const isConsequence = (reason: CloseReason, error: unknown): boolean => {
   // No Error of this realm perhaps: under Jest, Node's are not.
   if (!isObject(error)) return false
   const { code, cause } = error as { code?: unknown; cause?: unknown }

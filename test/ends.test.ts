@@ -372,6 +372,48 @@ describe('an error that is no consequence of how the stream ended', () => {
     await until(() => app.errors.length === 1)
     expect(app.errors[0]).to.have.property('message', 'outer bug')
   })
+
+  const revoked = Proxy.revocable({}, {})
+  revoked.revoke()
+  const ODD: Record<string, unknown> = {
+    'a string': 'boom',
+    'a number': 0,
+    'an error that throws where it is looked at': Object.defineProperty(new Error('own bug'), 'code', {
+      get() {
+        throw new Error('not here')
+      },
+    }),
+    'an error whose code is no text': Object.assign(new Error('own bug'), { code: Object.create(null) as unknown }),
+    'a revoked Proxy': revoked.proxy,
+  }
+  for (const [what, thrown] of Object.entries(ODD)) {
+    for (const who of ['handler', 'outer middleware']) {
+      // Koa itself looks at it.
+      if (thrown === revoked.proxy && who !== 'handler') continue
+      it(`is told, when the client has left, and ends no process: ${what}, of ${who}`, async () => {
+        const throwLater = async (ctx: Context): Promise<void> => {
+          expect(await ctx.sse.closed).to.equal('client')
+          throw thrown
+        }
+        const { url, app, arrived } = await startWith(
+          {},
+          async ctx => {
+            ctx.sse.open()
+            if (who === 'handler') await throwLater(ctx)
+          },
+          async (ctx, next) => {
+            await next()
+            if (who !== 'handler') await throwLater(ctx)
+          },
+        )
+        const request = get(url, { agent: false }).on('error', () => {})
+        await arrived
+        request.destroy()
+        await until(() => app.errors.length === 1)
+        expect(app.errors[0]).to.be.an.instanceOf(Error)
+      })
+    }
+  }
 })
 
 describe('several pipes into one stream', () => {
