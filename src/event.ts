@@ -84,6 +84,15 @@ export const encode = (event: string | SseEvent, newline: Newline = '\n'): strin
   return encodeAs(checkFields(event).id, event, newline)
 }
 
+// Control characters but the tab; white space at an end.
+const UNFIT = /[^\P{Cc}\t]|^[ \t]|[ \t]$/u
+
+/**
+ * Whether a client cannot come back with this id. An empty one clears its memory. In a header, HTTP takes white space off at both ends (RFC 9110, section 5.5): it
+ * would be another id, or none. To control characters Node answers 400, which is final for a browser's EventSource.
+ */
+export const isLost = (id: string): boolean => id === '' || UNFIT.test(id)
+
 /** {@link encode} under another id, for an event whose keys are known. */
 export const encodeAs = (id: string | undefined, { comment, event: type, data, retry }: SseEvent, newline: Newline): string => {
   let text = ''

@@ -84,7 +84,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * window, and if no other there has the same.
    *
    * @returns the id under which it is delivered: the event's own, or the broker's. Resolves once the broker has it.
-   * @throws TypeError at once for a bad channel or event, `id: ''` too; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`.
+   * @throws TypeError at once for a bad channel or event, an own `id` that is empty, or has control characters or white space at its ends, too; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`.
    * It rejects as the broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
    */
   publish<C extends Channel<Events>>(channel: C, event: EventOf<Events[C]>): Promise<string> {

@@ -2,7 +2,7 @@ import { setMaxListeners } from 'node:events'
 import type { Broker } from './broker.ts'
 import { deferred } from './deferred.ts'
 import { SseError } from './errors.ts'
-import { checkFields, dataText, encodeAs, type SseEvent } from './event.ts'
+import { checkFields, dataText, encodeAs, isLost, type SseEvent } from './event.ts'
 import { Drain, releaseSource, type Source } from './source.ts'
 import { nextTurn, thisTurn } from './turn.ts'
 import { expected } from './validate.ts'
@@ -148,8 +148,10 @@ const own = <T>(value: T): T => (typeof value === 'string' ? (`:${value}`.slice(
 const textOf = (event: string | SseEvent): SseEvent => {
   if (typeof event === 'string') return { data: own(event) }
   const { comment, id, event: type, data, retry } = checkFields(event)
-  // It would clear the client's memory, and its next connect would miss events without a word.
-  if (id === '') throw new TypeError(expected('id', 'absent or non-empty in a hub', id))
+  // The client would miss events without a word, or never come back.
+  if (typeof id === 'string' && isLost(id)) {
+    throw new TypeError(expected('id', 'absent, or non-empty, without control characters, and without white space at its ends in a hub', id))
+  }
   return {
     ...(comment !== undefined && { comment: own(comment) }),
     ...(id !== undefined && { id: own(id) }),

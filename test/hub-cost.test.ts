@@ -113,7 +113,7 @@ describe('a publish', () => {
     const before = memory()
     for (let i = 0; i < 100; i++) {
       // As a match of a page that was fetched.
-      const page = `${i} a piece of a page ${'x'.repeat(1_000_000)}`.replace('x', 'y')
+      const page = `${i} a piece of the page ${'x'.repeat(1_000_000)}`.replace('x', 'y')
       const piece = page.slice(0, 20)
       await hub.publish(piece, piece)
       await hub.publish('a', { data: page.slice(0, 20), event: page.slice(0, 20), id: piece, comment: page.slice(0, 20) })

@@ -1,4 +1,4 @@
-import type { SseEvent } from '../event.ts'
+import { isLost, type SseEvent } from '../event.ts'
 import { cursorOf, tagOf, type Cursor } from './cursor.ts'
 
 /** Which publisher made an entry, and its how many-th it is: the same however often it had to be sent. */
@@ -72,9 +72,9 @@ const parseEvent = (json: string): SseEvent | undefined => {
     fields++
     const value = event[key]
     if (key === 'retry' ? !Number.isSafeInteger(value) || (value as number) < 0 : typeof value !== 'string') return undefined
-    if ((key === 'id' || key === 'event') && BREAKS.test(value as string)) return undefined
-    // Clients would ignore the one, and forget their place with the other: a hub takes neither.
-    if (key === 'id' && (value === '' || (value as string).includes('\0'))) return undefined
+    if (key === 'event' && BREAKS.test(value as string)) return undefined
+    // Clients would lose their place with it: a hub takes none such.
+    if (key === 'id' && isLost(value as string)) return undefined
     if (key !== 'data' && key !== 'event' && key !== 'id' && key !== 'retry' && key !== 'comment') return undefined
   }
   return fields === 0 ? undefined : event
