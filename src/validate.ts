@@ -4,9 +4,21 @@ const LONGEST_TIMER = 2_147_483_647
 const show = (value: unknown): string => {
   if (value === null || value === undefined) return String(value)
   if (typeof value === 'string') return `${JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value)} (string)`
-  if (typeof value === 'object') return Array.isArray(value) ? 'an array' : `an object (${value.constructor?.name ?? 'null prototype'})`
+  if (typeof value === 'object') return showObject(value)
   if (typeof value === 'function') return 'a function'
   return `${String(value)} (${typeof value})`
+}
+
+const showObject = (value: object): string => {
+  try {
+    if (Array.isArray(value)) return 'an array'
+    const prototype: unknown = Object.getPrototypeOf(value)
+    // Of its class: data may have a key of this name.
+    return isObject(prototype) ? `an object (${prototype.constructor.name})` : 'an object (null prototype)'
+  } catch {
+    // A Proxy, or a getter, that throws.
+    return 'an object'
+  }
 }
 
 /** The sentence that every complaint about an argument is made of. */

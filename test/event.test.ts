@@ -134,6 +134,15 @@ describe('encode()', () => {
       }
     })
 
+    it('that cannot even be looked at is one too', () => {
+      const fail = (): never => {
+        throw new Error('mine')
+      }
+      const odd = [new Proxy({}, { get: fail }), new Proxy({}, { get: fail, getPrototypeOf: () => new Proxy({}, { get: fail }) })]
+      const keys = [null, { name: Symbol('s') }, { name: { toString: fail } }].map(constructor => ({ n: 1n, constructor }))
+      for (const data of [...odd, ...keys]) expect(wrong({ data })).to.throw(TypeError, 'Expected `data` to be serialisable as JSON, got an object')
+    })
+
     it('keeps the cause when it does not serialise', () => {
       const cause = new RangeError('mine')
       const data = {
