@@ -121,8 +121,6 @@ describe('an entry of koa-sse/redis', () => {
         '{"id":" ","data":"x"}',
         '{"id":"a\\u007F","data":"x"}',
         '{"id":"a\\t","data":"x"}',
-        '{"id":" ","data":"x"}',
-        '{"id":"a\\t","data":"x"}',
         '{"id":"a\\u0000"}',
         '{"event":"a\\rb"}',
         '{"retry":-1}',
