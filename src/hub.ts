@@ -79,13 +79,12 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   }
 
   /**
-   * Publishes an event to a channel, in every process. Un-awaited calls keep their order. Nobody needs to be subscribed: the event is kept for those
-   * who come back. It is found best under the broker's id: one of its own is found only while the event is in the window, and no other there has the
-   * same. Such an id is not empty, and has no control characters and no white space at its ends, or clients could not come back with it.
+   * Publishes an event to a channel, in every process, in the order of the calls, un-awaited too; and keeps it for those who come back. They find it best
+   * under the broker's id: its own (not empty, without control characters or white space at its ends) must be in the window, and none there have the same.
    *
    * @returns the id under which it is delivered: the event's own, or the broker's. Resolves once the broker has it.
-   * @throws TypeError at once for a bad channel or event; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`.
-   * It rejects as the broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
+   * @throws TypeError at once for a bad channel or event; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`. It rejects as the
+   * broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
    */
   publish<C extends Channel<Events>>(channel: C, event: EventOf<Events[C]>): Promise<string> {
     return this.#publisher.publish(checkChannel(channel), event)
