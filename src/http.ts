@@ -105,6 +105,12 @@ const endSoon = (connection: Socket | (Duplex & { destroySoon?: undefined })): v
   else connection.destroySoon()
 }
 
+/** Destroys an HTTP/1 response's connection, if need be when its turn comes on that: from Node 24 on, Node forgets, and the client would wait for ever. */
+const destroyConnection = (res: ServerResponse): void => {
+  if (res.socket === null && !res.destroyed) res.once('socket', (socket: Socket) => socket.destroy())
+  res.destroy()
+}
+
 // A browser drops what it has read but not handed on when a stream breaks: Chromium lost most last events without this, none with 10 ms.
 const CUT_DELAY = 20
 
@@ -116,7 +122,7 @@ export const cut = (res: Response): void => {
       // A write would bring a head along.
       if (stream?.headersSent) stream.write('', () => stream.close(INTERNAL_ERROR))
       else stream?.close(INTERNAL_ERROR)
-    } else if (res.socket === null) res.destroy()
+    } else if (res.socket === null) destroyConnection(res)
     else endSoon(res.socket)
   }, CUT_DELAY).unref()
 }
@@ -132,7 +138,7 @@ export const cutAtEnd = (res: Response): void => {
 /** Ends the response at once, whatever still waits to be written. */
 export const destroy = (res: Response): void => {
   if ('stream' in res) res.stream?.close(INTERNAL_ERROR)
-  else res.destroy()
+  else destroyConnection(res)
 }
 
 /** Closes an HTTP/1 connection when the response is over: `keep-alive` keeps Node from it. HTTP/2 has one for many. */
