@@ -1,6 +1,5 @@
 import { setMaxListeners } from 'node:events'
 import { deferred, type Deferred } from './deferred.ts'
-import { isObject } from './validate.ts'
 
 /**
  * Why a stream ended.
@@ -16,42 +15,49 @@ import { isObject } from './validate.ts'
  */
 export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | 'expired' | 'shutdown'
 
-// What work that is tied to a stream fails of when the stream ends.
-const CONSEQUENCES = new Set([
-  'ABORT_ERR',
-  'ERR_CANCELED',
-  'ERR_STREAM_PREMATURE_CLOSE',
-  'ERR_STREAM_DESTROYED',
-  'ERR_SSE_HUB_CLOSED',
-  'ERR_SSE_NOT_OPEN',
-])
+// What work that is tied to a stream fails of when the stream ends, other than by being aborted.
+const CONSEQUENCES = new Set(['ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
 // The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
 const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT)/
 const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
 // fetch's own, and those of openai and @anthropic-ai/sdk, of which some have it as their class's name alone.
 const ABORTED = /AbortError$/
+// Node's, and axios's.
+const ABORTED_CODES = new Set(['ABORT_ERR', 'ERR_CANCELED'])
 
-const isAbort = (error: unknown): boolean =>
-  isObject(error) && (('name' in error && ABORTED.test(String(error.name))) || ABORTED.test(error.constructor?.name))
+/** What anybody may have thrown, and of which nothing is sure: under Jest, Node's errors are not of this realm. */
+interface Thrown {
+  readonly name?: unknown
+  readonly code?: unknown
+  readonly cause?: unknown
+}
 
-/** Whether an error of a handler follows from how its stream has ended, and is no news. */
-export const follows = (reason: CloseReason, error: unknown): boolean => {
-  if (reason === 'error') return true
+/** Undefined, too, for what cannot be looked at: no object, a getter that throws, a revoked Proxy. */
+const look = <T>(error: unknown, read: (error: Thrown) => T): T | undefined => {
   try {
-    return isConsequence(reason, error)
+    return read(error as Thrown)
   } catch {
-    // One that cannot be looked at: a getter of its throws, or it is a revoked Proxy.
-    return false
+    return undefined
   }
 }
 
-const isConsequence = (reason: CloseReason, error: unknown): boolean => {
-  // No Error of this realm perhaps: under Jest, Node's are not.
-  if (!isObject(error)) return false
-  const { code, cause } = error as { code?: unknown; cause?: unknown }
-  if (CONSEQUENCES.has(String(code)) || (BREAKS.has(reason) && BROKEN.test(String(code)))) return true
+const codeOf = (error: unknown): string => look(error, ({ code }) => String(code)) ?? ''
+
+const isAborted = (error: unknown): boolean =>
+  ABORTED_CODES.has(codeOf(error)) ||
+  ABORTED.test(look(error, ({ name }) => String(name)) ?? '') ||
+  ABORTED.test(look(error, thrown => thrown.constructor.name) ?? '')
+
+/** Whether an error is that of work which was aborted, by whomever. */
+export const isAbort = (error: unknown): boolean =>
   // @mistralai/mistralai and cohere-ai wrap it.
-  return isAbort(error) || isAbort(cause)
+  isAborted(error) || isAborted(look(error, ({ cause }) => cause))
+
+/** Whether an error of a handler follows from how its stream has ended, and is no news. */
+export const follows = (reason: CloseReason, error: unknown): boolean => {
+  if (reason === 'error' || isAbort(error)) return true
+  const code = codeOf(error)
+  return CONSEQUENCES.has(code) || (BREAKS.has(reason) && BROKEN.test(code))
 }
 
 /** How a stream has ended, and those who wait for that: nothing is made for them before they ask. */

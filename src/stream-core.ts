@@ -3,7 +3,7 @@ import { encode, type Newline, type SseEvent } from './event.ts'
 import type { Answer, Exchange, Feed } from './exchange.ts'
 import { closeAfter, destroy, gone, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { OpenStream, type Ending, type OpenStreamOwner } from './open-stream.ts'
-import { follows, Outcome, type CloseReason } from './outcome.ts'
+import { follows, isAbort, Outcome, type CloseReason } from './outcome.ts'
 import { Pipes, type PipesOwner } from './pipes.ts'
 import { releaseSource, type Source } from './source.ts'
 
@@ -267,7 +267,8 @@ export class StreamCore implements OpenStreamOwner, PipesOwner {
 
   /** Whatever the response is piped from has failed, in a way that is no disconnect's. False when it is no news. */
   wrapperFailed(error: unknown): boolean {
-    return !follows('client', error) && this.failed(error)
+    // What is aborted before the stream has ended is so by the app, and not in consequence.
+    return (!follows('client', error) || (this.isOpen && isAbort(error))) && this.failed(error)
   }
 
   // --- who is there, and how it ends

@@ -711,6 +711,30 @@ for (const [version, koa] of VERSIONS) {
           expect(reason).to.equal(ends ? 'closed' : 'error')
         })
       }
+
+      it('that wraps the body, and is aborted by the app while the stream is open, cuts the response, and the app hears of it', async () => {
+        const aborted = new DOMException('too slow', 'AbortError')
+        for (const error of [aborted, new Error('upstream', { cause: aborted })]) {
+          const broken = new PassThrough()
+          let reason: string | undefined
+          const wrapper: Middleware = async (ctx, next) => {
+            await next()
+            ctx.body = (ctx.body as PassThrough).pipe(broken)
+          }
+          const app = koa(wrapper, sse(), async ctx => {
+            void ctx.sse.send('first')
+            reason = await ctx.sse.closed
+          })
+          const { url } = await serve(app)
+          const client = await connect(url)
+          await client.event()
+          broken.destroy(error)
+          expect(await client.ended).to.equal('cut')
+          await until(() => reason !== undefined)
+          expect(app.errors).to.deep.equal([error])
+          expect(reason).to.equal('error')
+        }
+      })
     })
 
     describe('HEAD', () => {
