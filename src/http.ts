@@ -12,7 +12,9 @@ export type Request = IncomingMessage | Http2ServerRequest
 /** A response of either protocol. */
 export type Response = ServerResponse | Http2ServerResponse
 
-const INTERNAL_ERROR = 2 // RFC 9113, section 7
+// RFC 9113, section 7
+const NO_ERROR = 0
+const INTERNAL_ERROR = 2
 
 /** True when the client has left: nothing that is written can reach it any more. */
 export const gone = (req: Request, res: Response): boolean => {
@@ -137,8 +139,10 @@ export const cutAtEnd = (res: Response): void => {
 
 /** Ends the response at once, whatever still waits to be written. */
 export const destroy = (res: Response): void => {
-  if ('stream' in res) res.stream?.close(INTERNAL_ERROR)
-  else destroyConnection(res)
+  if (!('stream' in res)) destroyConnection(res)
+  // One that its client has reset without an error is closed, but not over while bytes wait: they would for as long as the connection lives.
+  else if (res.stream?.closed && res.stream.rstCode === NO_ERROR) res.stream.destroy()
+  else res.stream?.close(INTERNAL_ERROR)
 }
 
 /** Closes an HTTP/1 connection when the response is over: `keep-alive` keeps Node from it. HTTP/2 has one for many. */

@@ -20,12 +20,13 @@ import { createRequire } from 'node:module'
 import { connect as connectSocket, type AddressInfo, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import Koa, { type Middleware } from 'koa'
 import { type EventStream, sse, type SseMiddleware, type SseOptions } from '../src/index.ts'
 import { idle } from './support/idle.ts'
+import { signalled } from './support/promises.ts'
 import { until } from './support/serve.ts'
 import { reset } from './support/reset.ts'
 
@@ -223,6 +224,53 @@ describe('HTTP/2', () => {
           expect(app.errors).to.deep.equal([])
         })
       }
+
+      it('lets go of a response whose client resets it without an error while bytes wait', async () => {
+        const over = signalled()
+        let stream!: EventStream
+        const { mw, app, client } = await start(async ctx => {
+          stream = ctx.sse
+          ctx.res.on('close', over.go)
+          while (await stream.send('x'.repeat(10_000)));
+        })
+        const request = client.request({ ':path': '/' })
+        request.on('error', () => {})
+        await once(request, 'response')
+        // More than fits into the stream's window.
+        await until(() => stream.bytesWritten > 65_535)
+        request.close(constants.NGHTTP2_NO_ERROR)
+        expect(await stream.closed).to.equal('client')
+        await over.promise
+        await mw.close({ graceMs: 60_000 })
+        expect(app.errors).to.deep.equal([])
+      })
+
+      it('reports no error when what wraps the body still writes to a client that leaves', async () => {
+        let stream!: EventStream
+        const wrapper = new PassThrough()
+        const over = signalled()
+        const app = appOf(
+          Class,
+          async (ctx, next) => {
+            await next()
+            ctx.body = (ctx.body as Readable).pipe(wrapper)
+          },
+          sse({ heartbeat: false }),
+          ctx => {
+            // As a compressor does that was at work.
+            ctx.req.on('aborted', () => process.nextTick(() => wrapper.write('late')))
+            ctx.res.on('close', over.go)
+            void (stream = ctx.sse).send('first')
+          },
+        )
+        const client = await session(await serve(app))
+        const reading = await read(client)
+        await reading.event()
+        reading.stream.close(constants.NGHTTP2_NO_ERROR)
+        await over.promise
+        expect(await stream.closed).to.equal('client')
+        expect(app.errors).to.deep.equal([])
+      })
 
       it('leaves other streams of the connection alone when one is cancelled', async () => {
         const streams: EventStream[] = []
