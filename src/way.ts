@@ -32,7 +32,8 @@ export class ThroughBody implements Way {
 
   end(how: 'end' | 'cut'): void {
     // Whoever reads the body, a compressor perhaps, ends the response after the last byte.
-    if (how === 'cut') cutAtEnd(this.#res)
+    // A body that was destroyed tells nobody of its end.
+    if (how === 'cut') (this.#body.destroyed ? cut : cutAtEnd)(this.#res)
     this.#body.push(null)
   }
 

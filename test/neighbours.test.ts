@@ -177,6 +177,22 @@ describe('koa-compress', () => {
       })
     }
 
+    it(`lets the client tell at once that the body was destroyed with an error, on ${name}`, async () => {
+      const failure = new Error('upstream')
+      let stream!: EventStream
+      const server = appOf(Class, compress({ threshold: 0 }), sse({ stallTimeout: false }), ctx => {
+        compressed(ctx)
+        void (stream = ctx.sse).send('one')
+      })
+      const { url } = await serve(server)
+      const client = await connectCompressed(url, 'gzip')
+      await client.event()
+      stream.body.destroy(failure)
+      expect(await client.ended).to.equal('cut')
+      expect(await stream.closed).to.equal('error')
+      expect(server.errors).to.deep.equal([failure])
+    })
+
     it(`lets the client tell that a source failed, and does not hang, on ${name}`, async () => {
       const failure = new Error('upstream')
       const server = appOf(Class, compress({ threshold: 0 }), sse({ onError: () => ({ event: 'sorry', data: '' }) }), ctx => {
