@@ -613,6 +613,27 @@ describe('pipelined requests', () => {
     expect(app.errors).to.deep.equal([])
   })
 
+  it('are no error when the client leaves before their turn, and outer middleware waits for the end', async () => {
+    let over = false
+    const { port, app, arrived } = await startWith(
+      {},
+      ctx => void ctx.sse.open(),
+      async (ctx, next) => {
+        if (ctx.path === '/slow') return new Promise(() => {})
+        await next()
+        await ctx.sse.closed
+        // Koa answers when this has returned.
+        setImmediate(() => setImmediate(() => (over = true)))
+      },
+    )
+    const socket = await say(port, GET.replace('/', '/slow') + GET)
+    const { sse: stream } = await arrived
+    socket.end()
+    expect(await stream.closed).to.equal('client')
+    await until(() => over)
+    expect(app.errors).to.deep.equal([])
+  })
+
   it('may be streams that wait for their turn', async () => {
     const streams: EventStream[] = []
     const { port, app } = await start(ctx => {
