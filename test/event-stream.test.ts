@@ -622,8 +622,10 @@ describe('ctx.sse.body', () => {
 
   it('ends the stream when somebody ends it', async () => {
     const { stream, client, app } = await stand()
-    stream.body.end('data: last\n\n')
+    const finished = new Promise(resolve => stream.body.end('data: last\n\n', (error?: Error | null) => resolve(error)))
     expect(await stream.closed).to.equal('closed')
+    // No error: it has finished, and was not destroyed.
+    expect(await finished).not.to.be.instanceOf(Error)
     expect(await client.ended).to.equal('clean')
     expect(client.events.map(event => event.data)).to.deep.equal(['last'])
     expect(await stream.send('late')).to.equal(false)
