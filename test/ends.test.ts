@@ -4,7 +4,7 @@ import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
-import { encode, sse, type EventStream, type Source, type SseOptions } from 'koa-sse'
+import { encode, sse, type CloseReason, type EventStream, type Source, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { signalled } from './support/promises.ts'
 import { serve, until } from './support/serve.ts'
@@ -38,12 +38,15 @@ for (const [version, koa] of VERSIONS) {
 
     for (const status of [204, 304]) {
       it(`is heard, when it had set ${status} before`, async () => {
+        let reason: Promise<CloseReason> | undefined
         const { url, size } = await serveOn((ctx: Context) => {
           ctx.status = status
+          reason = ctx.sse.closed
           void ctx.sse.send('x')
         })
         expect(await answer(url)).to.include({ status, body: '', cut: false })
         await until(() => size() === 0)
+        expect(await reason).to.equal('closed')
       })
     }
 
