@@ -355,26 +355,33 @@ describe('an error that is no consequence of how the stream ended', () => {
     expect(app.errors).to.deep.equal(caught)
   })
 
-  it('is told, when it is outer middleware’s, and the client has left meanwhile', async () => {
-    const over = signalled()
-    const { url, app, arrived } = await startWith(
-      {},
-      ctx => void ctx.sse.open(),
-      async (_ctx, next) => {
-        await next()
-        await over.promise
-        throw new Error('outer bug')
-      },
-    )
-    const request = get(url, { agent: false }).on('error', () => {})
-    const ctx = await arrived
-    const closed = ctx.sse.closed
-    request.destroy()
-    expect(await closed).to.equal('client')
-    over.go()
-    await until(() => app.errors.length === 1)
-    expect(app.errors[0]).to.have.property('message', 'outer bug')
-  })
+  for (const opens of [true, false]) {
+    it(`is told, when it is outer middleware’s, and the client has left ${opens ? 'the stream' : 'after a handler that did not open'} meanwhile`, async () => {
+      const returned = signalled()
+      const over = signalled()
+      const { url, app, arrived } = await startWith(
+        {},
+        ctx => {
+          if (opens) ctx.sse.open()
+        },
+        async (_ctx, next) => {
+          await next()
+          returned.go()
+          await over.promise
+          throw new Error('outer bug')
+        },
+      )
+      const request = get(url, { agent: false }).on('error', () => {})
+      const { req } = await arrived
+      await returned.promise
+      const left = once(req.socket, 'close')
+      request.destroy()
+      await left
+      over.go()
+      await until(() => app.errors.length === 1)
+      expect(app.errors[0]).to.have.property('message', 'outer bug')
+    })
+  }
 
   const revoked = Proxy.revocable({}, {})
   revoked.revoke()
