@@ -229,17 +229,25 @@ describe('a handler that catches what a first-event pipe fails of', () => {
     }
   })
 
-  it('is heard past Koa', async () => {
-    const { url, app } = await startWith({}, async ctx => {
-      try {
-        await ctx.sse.pipe(broken(), { head: 'first-event' })
-      } catch {
-        ctx.respond = false
-        ctx.res.writeHead(418).end()
-      }
-    })
-    expect((await fetch(url)).status).to.equal(418)
-    expect(app.errors).to.deep.equal([])
+  it('is heard past Koa, told or not that somebody else responds, at once or later', async () => {
+    for (const [respond, later] of [
+      [false, false],
+      [false, true],
+      [undefined, false],
+    ]) {
+      const { url, app } = await startWith({}, async ctx => {
+        try {
+          await ctx.sse.pipe(broken(), { head: 'first-event' })
+        } catch {
+          if (respond === false) ctx.respond = false
+          const answer = (): unknown => ctx.res.writeHead(404).end()
+          if (later === true) setImmediate(answer)
+          else answer()
+        }
+      })
+      expect((await fetch(url)).status).to.equal(404)
+      expect(app.errors).to.deep.equal([])
+    }
   })
 })
 
