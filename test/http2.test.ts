@@ -22,6 +22,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PassThrough, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import Koa, { type Middleware } from 'koa'
 import { type EventStream, sse, type SseMiddleware, type SseOptions } from '../src/index.ts'
@@ -467,6 +468,54 @@ describe('HTTP/2', () => {
       })
     })
   }
+
+  it('ends a stream that its client does not read, as stalled, though another of their connection moves all the time', async () => {
+    const streams = new Map<string, EventStream>()
+    const app = appOf(Koa, sse({ stallTimeout: 200 }), ctx => {
+      streams.set(ctx.path, ctx.sse)
+      void ctx.sse.pipe(ctx.path === '/mute' ? ['x'.repeat(100_000)] : endless(), { end: ctx.path !== '/mute' })
+    })
+    async function* endless(): AsyncGenerator<string> {
+      for (;;) {
+        yield 'x'
+        await sleep(10)
+      }
+    }
+    const client = await session(await serve(app))
+    const moving = await read(client, { ':path': '/moving' })
+    const mute = client.request({ ':path': '/mute' }).on('error', () => {})
+    await once(mute, 'response')
+    // The window of a stream is 64 KB.
+    expect(await streams.get('/mute')!.closed).to.equal('stalled')
+    expect(streams.get('/moving')!.connected).to.equal(true)
+    moving.stream.close(constants.NGHTTP2_CANCEL)
+    expect(await streams.get('/moving')!.closed).to.equal('client')
+    expect(app.errors).to.deep.equal([])
+  })
+
+  it('waits for what wraps the body, long after the stream has ended, for as long as it writes', async () => {
+    const app = appOf(
+      Koa,
+      async (ctx, next) => {
+        await next()
+        const body = ctx.body as Readable
+        ctx.body = Readable.from(
+          (async function* () {
+            yield* body
+            for (let n = 0; n < 20; n++) {
+              await sleep(20)
+              yield `:${n}\n\n`
+            }
+          })(),
+        )
+      },
+      sse({ stallTimeout: 200 }),
+      ctx => ctx.sse.pipe(['x']),
+    )
+    const reading = await read(await session(await serve(app)))
+    expect(await reading.ended).to.equal(constants.NGHTTP2_NO_ERROR)
+    expect(reading.text()).to.match(/^:\n\ndata: x\n\n.*:19\n\n$/s)
+  })
 
   describe('with TLS (pending without openssl)', () => {
     let tls: { key: Buffer; cert: Buffer }
