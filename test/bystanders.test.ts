@@ -229,6 +229,25 @@ describe('a handler that catches what a first-event pipe fails of', () => {
     }
   })
 
+  it('is heard with another status, or another body, than it had decided on before', async () => {
+    const answers: [told: string, answer: (ctx: Context, n: number) => unknown][] = [
+      ['Service Unavailable', (ctx, n) => (ctx.status = 500 + n)],
+      ['body 3', (ctx, n) => (ctx.body = `body ${n}`)],
+    ]
+    for (const [told, answer] of answers) {
+      const { url, app } = await startWith({}, async ctx => {
+        answer(ctx, 1)
+        try {
+          await ctx.sse.pipe(broken(), { head: 'first-event' })
+        } catch {
+          answer(ctx, 3)
+        }
+      })
+      expect(await (await fetch(url)).text()).to.equal(told)
+      expect(app.errors).to.deep.equal([])
+    }
+  })
+
   it('is heard past Koa, told or not that somebody else responds, at once or later', async () => {
     for (const [respond, later] of [
       [false, false],
