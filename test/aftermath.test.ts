@@ -330,7 +330,7 @@ for (const [version, koaOf] of VERSIONS) {
       })
     }
 
-    it('and is not done long after the stream has ended, is waited for as long as it writes', async () => {
+    it('and is not done long after the stream has ended or failed, is waited for as long as it writes', async () => {
       const app = koaOf(
         async (ctx, next) => {
           await next()
@@ -339,10 +339,16 @@ for (const [version, koaOf] of VERSIONS) {
         sse({ stallTimeout: 200 }),
         ctx => {
           void ctx.sse.send('x')
+          if (ctx.path === '/broken') throw boom
           ctx.sse.close()
         },
       )
-      expect(await outcome((await serve(app)).url)).to.deep.equal({ ended: 'clean', text: ':\n\ndata: x\n\n' })
+      const { url } = await serve(app)
+      const text = ':\n\ndata: x\n\n'
+      expect(await Promise.all([outcome(url), outcome(`${url}/broken`)])).to.deep.equal([
+        { ended: 'clean', text },
+        { ended: 'cut', text },
+      ])
     })
   })
 
