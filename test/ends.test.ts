@@ -299,13 +299,15 @@ describe('an error that is no consequence of how the stream ended', () => {
   })
 
   it('is told, when the server had closed the stream', async () => {
-    const { url, app } = await startWith({}, async ctx => {
-      await ctx.sse.send('x')
-      ctx.sse.close()
-      throw Object.assign(new Error('redis gone'), { code: 'ECONNRESET' })
-    })
-    expect(await answer(url)).to.include({ status: 200, cut: false })
-    await until(() => app.errors.length === 1)
+    for (const error of [Object.assign(new Error('redis gone'), { code: 'ECONNRESET' }), 'no Error at all']) {
+      const { url, app } = await startWith({}, async ctx => {
+        await ctx.sse.send('x')
+        ctx.sse.close()
+        throw error
+      })
+      expect(await answer(url)).to.include({ status: 200, cut: false })
+      await until(() => app.errors.length === 1)
+    }
   })
 
   it('is told, when the client had left before the handler opened', async () => {
