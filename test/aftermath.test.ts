@@ -369,13 +369,14 @@ for (const [version, koaOf] of VERSIONS) {
       const app = koaOf(
         async (ctx, next) => {
           await next()
+          const body = ctx.body as PassThrough
           const answer = new PassThrough()
           answer.write('in')
           const sending = quiet ? undefined : setInterval(() => answer.write('-'), 50)
           void sleep(700).then(() => {
             clearInterval(sending)
             // It has ended long ago, as far as anybody can tell.
-            if (quiet) expect(reason).to.equal('closed')
+            if (quiet) expect([reason, body.destroyed]).to.deep.equal(['closed', true])
             answer.end('stead')
           })
           ctx.body = answer
