@@ -7,6 +7,7 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import type { EventStream, Source, SseEvent, SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
+import { collect } from './support/heap.ts'
 import { serve, until } from './support/serve.ts'
 import { startWith, type Started } from './support/start.ts'
 
@@ -760,6 +761,19 @@ describe('pipe() of what yields', () => {
 })
 
 describe('pipe() with end: false', () => {
+  it('keeps nothing of a source that has ended', async () => {
+    const { arrived, url } = await startWith({}, ctx => void ctx.sse.open())
+    await connect(url)
+    const { sse: stream } = await arrived
+    const source = new WeakRef(['a'].values())
+    await stream.pipe(source.deref()!, { end: false })
+    await until(() => {
+      collect()
+      return source.deref() === undefined
+    })
+    expect(stream.connected).to.equal(true)
+  })
+
   it('leaves the stream open for a second source, and for send()', async () => {
     const { url, arrived } = await start(async ctx => {
       await ctx.sse.pipe(['a', 'b'], { end: false })
