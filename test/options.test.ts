@@ -9,6 +9,7 @@ import { EventStream, sse, type CloseOptions, type CloseReason, type SseOptions 
 import request from 'supertest'
 import { clog } from './support/clog.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { collect } from './support/heap.ts'
 import { failure } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 
@@ -410,6 +411,20 @@ describe('sse(options)', () => {
       await connect(url)
       mock.timers.tick(2_000_000_000)
       expect(last().connected).to.equal(true)
+    })
+
+    it('keeps nothing of a stream that has ended sooner', async () => {
+      let request: WeakRef<Context> | undefined
+      const handler: Middleware = ctx => {
+        request = new WeakRef(ctx)
+        return ctx.sse.pipe(['x'])
+      }
+      const { url } = await serve(koa(sse({ maxAge: 3_600_000 }), handler))
+      expect(await (await connect(url)).ended).to.equal('clean')
+      await until(() => {
+        collect()
+        return request!.deref() === undefined
+      })
     })
 
     it('sends what was sent before it ends', async () => {
