@@ -620,6 +620,24 @@ describe('ctx.sse.body', () => {
     expect(app.errors).to.deep.equal([])
   })
 
+  it('takes one through what wraps the body, too', async () => {
+    const app = koa(
+      async (ctx, next) => {
+        await next()
+        ctx.body = ctx.sse.body.pipe(new PassThrough())
+      },
+      sse(),
+      async ctx => {
+        ctx.sse.open()
+        await pipeline(Readable.from(Array.from({ length: 50 }, (_, n) => `data: ${n}${' '.repeat(20_000)}\n\n`)), ctx.sse.body)
+      },
+    )
+    const client = await connect((await serve(app)).url)
+    expect(await client.ended).to.equal('clean')
+    expect(client.events).to.have.length(50)
+    expect(app.errors).to.deep.equal([])
+  })
+
   it('ends the stream when somebody ends it', async () => {
     const { stream, client, app } = await stand()
     const finished = new Promise(resolve => stream.body.end('data: last\n\n', (error?: Error | null) => resolve(error)))
