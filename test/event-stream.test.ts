@@ -656,6 +656,7 @@ describe('ctx.sse.body', () => {
     stream.body.destroy(mine)
     expect(await stream.closed).to.equal('error')
     expect(await client.ended).to.equal('cut')
+    expect(stream.body.closed).to.equal(true)
     expect(app.errors).to.deep.equal([mine])
   })
 
