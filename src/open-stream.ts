@@ -90,7 +90,7 @@ export class OpenStream implements ClocksOwner {
 
   quiet(): void {
     const { heartbeatText, newline } = this.#exchange.settings
-    const news = this.#feeds?.map(feed => feed.heartbeat() ?? '').join('')
+    const news = this.#feeds?.map(feed => feed.heartbeat()).join('')
     void this.outlet.write(news || encodeComment(heartbeatText, newline))
   }
 
