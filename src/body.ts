@@ -28,13 +28,11 @@ export class Body extends PassThrough {
   }
 
   override _transform(chunk: Buffer, _encoding: BufferEncoding, callback: TransformCallback): void {
-    if (this.#owner === undefined) callback()
-    else this.#owner.bodyWritten(chunk, callback)
+    this.#owner?.bodyWritten(chunk, callback)
   }
 
   override _flush(callback: TransformCallback): void {
-    if (this.#owner === undefined) callback()
-    else this.#owner.bodyEnded(callback)
+    this.#owner?.bodyEnded(callback)
   }
 
   // The error stops here: a body's 'error' event that comes before Koa listens would end the process.
