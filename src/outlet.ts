@@ -140,7 +140,6 @@ export class Outlet implements BodyOwner, Gatherer {
 
   /** Drops what waits; nothing is taken any more. */
   abandon(): void {
-    this.#way?.leave()
     this.#way = null
     this.#past += this.#backlog.bytes
     this.#backlog.clear()

@@ -12,8 +12,6 @@ export interface Way {
   write(piece: Piece): boolean
   /** All has been written. `'end'` ends the response as a whole, `'cut'` so that it looks unfinished. */
   end(how: 'end' | 'cut'): void
-  /** Nobody is to be told any more. */
-  leave(): void
 }
 
 /** Through the body, to whoever reads it: who does so tells of room. */
@@ -36,8 +34,6 @@ export class ThroughBody implements Way {
     if (how === 'cut') (this.#body.destroyed ? cut : cutAtEnd)(this.#res)
     this.#body.push(null)
   }
-
-  leave(): void {}
 }
 
 /** Past the body, straight into the response. */
@@ -46,7 +42,6 @@ export class PastBody implements Way {
   /** The response, if its chunks may be framed here: HTTP/2 knows none. */
   readonly #chunked: ServerResponse | undefined
   readonly #owner: { unblock(): void }
-  #full: Response | Socket | undefined
   #onDrain: (() => void) | undefined
 
   constructor(res: Response, owner: { unblock(): void }) {
@@ -57,7 +52,6 @@ export class PastBody implements Way {
 
   write(piece: Piece): boolean {
     const full = this.#put(piece)
-    this.#full = full
     full?.once('drain', (this.#onDrain ??= () => this.#owner.unblock()))
     return full === undefined
   }
@@ -76,11 +70,6 @@ export class PastBody implements Way {
   end(how: 'end' | 'cut'): void {
     if (how === 'cut') cut(this.#res)
     else this.#res.end()
-  }
-
-  leave(): void {
-    // The socket may live on.
-    if (this.#onDrain !== undefined) this.#full?.removeListener('drain', this.#onDrain)
   }
 }
 
