@@ -693,6 +693,16 @@ describe('ctx.sse.body', () => {
 })
 
 describe('ctx.sse.bytesWritten and eventsSent', () => {
+  it('stay what they were when a client leaves that had not read it all', async () => {
+    const { stream, client } = await stand()
+    client.pause()
+    await clog(stream)
+    const before = [stream.bytesWritten, stream.eventsSent]
+    client.destroy()
+    await stream.closed
+    expect([stream.bytesWritten, stream.eventsSent]).to.deep.equal(before)
+  })
+
   it('are what a client has received', async () => {
     const { stream, client } = await stand({ retry: 1_000, newline: '\r\n' })
     expect(stream.bytesWritten).to.equal('retry: 1000\r\n\r\n'.length)
