@@ -29,8 +29,7 @@ export class ThroughBody implements Way {
   }
 
   end(how: 'end' | 'cut'): void {
-    // Whoever reads the body, a compressor perhaps, ends the response after the last byte.
-    // A body that was destroyed tells nobody of its end.
+    // Whoever reads the body, a compressor perhaps, ends the response after the last byte; but a body that was destroyed tells nobody of its end.
     if (how === 'cut') (this.#body.destroyed ? cut : cutAtEnd)(this.#res)
     this.#body.push(null)
   }
