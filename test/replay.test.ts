@@ -5,7 +5,7 @@ import type { Context, Middleware } from 'koa'
 import { Hub, sse } from 'koa-sse'
 import { koa, serve } from './support/serve.ts'
 
-const RUNS = 210
+const RUNS = 110
 const AT_ONCE = 10
 const CHANNELS = ['a', 'b', 'c', 'd']
 
