@@ -189,11 +189,14 @@ describe('pipe() takes', () => {
     })
     const body = async (signal: AbortSignal): Promise<ReadableStream<Uint8Array>> => (await fetch(upstream.url, { signal })).body!
     const decoded = async (signal: AbortSignal): Promise<ReadableStream<string>> => (await body(signal)).pipeThrough(new TextDecoderStream())
-    for (const source of [body, decoded, await body(new AbortController().signal)]) {
+    // Held until its turn has come: fetch cancels the body, unread, of a response that is garbage.
+    const ahead = await fetch(upstream.url)
+    for (const source of [body, decoded, ahead.body]) {
       const { client } = await piping(source as Source)
       expect(await within(client.ended)).to.equal('clean')
       expect(data(client).join('')).to.equal(TEXT)
     }
+    expect(ahead.bodyUsed).to.equal(true)
   })
 
   it('the body of its own request', async () => {
