@@ -8,7 +8,7 @@ import { collect } from '../support/heap.ts'
 import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
 import { signalled } from '../support/promises.ts'
 import { until } from '../support/serve.ts'
-import { closeNodes, KEY, node, passes, rejection, startedNode } from './support.ts'
+import { closeNodes, KEY, node, type Node, passes, rejection, startedNode } from './support.ts'
 
 const UNAVAILABLE = { name: 'SseError', code: 'ERR_SSE_BROKER_UNAVAILABLE' }
 const text = (data: string): { data: string } => ({ data })
@@ -486,11 +486,8 @@ describe('RedisBroker, when', function () {
     }
   })
 
-  it('the reply is lost and the reader is late: publish() waits for the id that is delivered', async () => {
-    const link = await proxy()
-    const a = await startedNode(link.options)
-    const b = await startedNode(server.options)
-    await passes('before', a, a, b)
+  /** `a` publishes 'precious' by `link`, and hears of it neither from the log nor by a reply; `b` does. */
+  const publishUnanswered = async (link: Proxy, a: Node, b: Node): Promise<{ published: Promise<string> }> => {
     // Its reader was connected first, its writer second.
     link.freezeOne(0)
     let lost = 0
@@ -499,9 +496,23 @@ describe('RedisBroker, when', function () {
     }
     const published = a.broker.publish('a', text('precious'))
     await until(() => lost > 0 && b.sink.data.includes('precious'))
+    return { published }
+  }
+
+  /** The writer makes a new connection, and sends it again. */
+  const sendAgain = async (link: Proxy, b: Node): Promise<void> => {
     link.onRequest = link.onReply = undefined
     link.cutOne(1)
     await until(() => b.broker.stats().duplicates === 1)
+  }
+
+  it('the reply is lost and the reader is late: publish() waits for the id that is delivered', async () => {
+    const link = await proxy()
+    const a = await startedNode(link.options)
+    const b = await startedNode(server.options)
+    await passes('before', a, a, b)
+    const { published } = await publishUnanswered(link, a, b)
+    await sendAgain(link, b)
     expect(a.broker.stats().pending).to.equal(1)
     link.thaw()
     expect(await published).to.equal(b.sink.events[1]!.id)
@@ -514,13 +525,7 @@ describe('RedisBroker, when', function () {
     const a = await startedNode(link.options)
     const b = await startedNode(server.options)
     const before = await passes('before', a, a, b)
-    link.freezeOne(0)
-    let lost = 0
-    link.onRequest = chunk => {
-      if (chunk.includes('precious')) link.onReply = () => ++lost > 1
-    }
-    const published = a.broker.publish('a', text('precious'))
-    await until(() => lost > 0 && b.sink.data.includes('precious'))
+    const { published } = await publishUnanswered(link, a, b)
     await server.command('XDEL', KEY, before.split('.')[0]!)
     link.thaw()
     expect(await published).to.equal(b.sink.events[1]!.id)
@@ -533,16 +538,8 @@ describe('RedisBroker, when', function () {
     const a = await startedNode(link.options, {}, { block: 1_000 })
     const b = await startedNode(server.options)
     await passes('before', a, a, b)
-    link.freezeOne(0)
-    let lost = 0
-    link.onRequest = chunk => {
-      if (chunk.includes('precious')) link.onReply = () => ++lost > 1
-    }
-    const published = a.broker.publish('a', text('precious'))
-    await until(() => lost > 0 && b.sink.data.includes('precious'))
-    link.onRequest = link.onReply = undefined
-    link.cutOne(1)
-    await until(() => b.broker.stats().duplicates === 1)
+    const { published } = await publishUnanswered(link, a, b)
+    await sendAgain(link, b)
     await server.command('DEL', KEY)
     link.thaw()
     await until(() => a.sink.gaps.length > 0)
