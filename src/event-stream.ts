@@ -6,7 +6,7 @@ import { lastEventId } from './last-event-id.ts'
 import type { CloseReason } from './outcome.ts'
 import { checkSource, type MappedPipeOptions, type PipeOptions, type Source } from './source.ts'
 import { StreamCore } from './stream-core.ts'
-import { checkFunction, checkKeys, expected, oneOf } from './validate.ts'
+import { checkFunction, checkKeys, expected, isObject, oneOf } from './validate.ts'
 
 const PIPE_OPTIONS = ['end', 'map', 'head']
 
@@ -30,6 +30,9 @@ export class EventStream {
 
   /** @internal */
   constructor(exchange: Exchange<StreamCore>) {
+    // In JavaScript nobody tells a subclass that its `super()` lacks something.
+    if (!isObject(exchange) || !('settings' in exchange))
+      throw new TypeError('An EventStream is made by sse() only: the constructor of a subclass hands on what it gets, super(...args)')
     this.#core = new StreamCore(exchange)
   }
 

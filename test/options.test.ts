@@ -828,6 +828,24 @@ describe('sse(options)', () => {
       expect(client.events.map(event => event.data)).to.deep.equal(['100'])
     })
 
+    it('has a constructor of its own that hands on what it gets, or is told to', async () => {
+      const make = (args: (given: unknown[]) => unknown[]): typeof EventStream =>
+        class extends EventStream {
+          constructor(...given: unknown[]) {
+            super(...(args(given) as ConstructorParameters<typeof EventStream>))
+          }
+        }
+      const app = koa(sse({ Stream: make(given => given) }), ctx => ctx.sse.pipe(['a']))
+      const client = await connect((await serve(app)).url)
+      expect(await client.ended).to.equal('clean')
+      for (const args of [[], [{}], ['ctx']]) {
+        const wrong = koa(sse({ Stream: make(() => args) }), ctx => ctx.sse.pipe(['a']))
+        expect((await fetch((await serve(wrong)).url)).status).to.equal(500)
+        expect(wrong.errors.map(String)).to.have.length(1)
+        expect(String(wrong.errors[0])).to.match(/^TypeError: .* hands on what it gets, super\(\.\.\.args\)$/)
+      }
+    })
+
     it('is EventStream by default', async () => {
       let stream: unknown
       const { url } = await serve(koa(sse(), ctx => void (stream = ctx.sse.open())))
