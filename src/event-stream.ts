@@ -137,7 +137,7 @@ export class EventStream {
     return this.#core.opened?.outlet.bytesWritten ?? 0
   }
 
-  /** Events so far, sent or piped; comments do not count. */
+  /** Events so far, sent, piped or a hub's; comments and notices do not count. */
   get eventsSent(): number {
     return this.#core.opened?.eventsSent ?? 0
   }

@@ -27,7 +27,7 @@ export interface HubOptions {
   maxChannels?: number | undefined
   /** Of one event on the wire. Default 1 048 576. */
   maxEventBytes?: number | undefined
-  /** The type of the event that tells a client its position. Default `'stream-position'`. */
+  /** The type of the event that tells a client its position: at first, and in place of a heartbeat when that has moved. Default `'stream-position'`. */
   positionEvent?: string | undefined
   /** The type of the event that tells a client that it has missed something. Default `'stream-reset'`. */
   resetEvent?: string | undefined
@@ -74,7 +74,7 @@ export type SubscriberMiddleware<C> = (ctx: C, next: () => Promise<unknown>) => 
 export interface HubEvents {
   subscribe: [subscription: Subscription]
   unsubscribe: [subscription: Subscription]
-  /** Faults of the broker, filters that throw, sources of `hub.pipe` that fail. Emitted only if somebody listens. */
+  /** Faults of the broker, filters and listeners that throw, sources of `hub.pipe` that fail. Emitted only if somebody listens. */
   error: [error: unknown]
 }
 

@@ -83,8 +83,8 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * under the broker's id: its own (not empty, without control characters or white space at its ends) must be in the window, and none there have the same.
    *
    * @returns the id under which it is delivered: the event's own, or the broker's. Resolves once the broker has it.
-   * @throws TypeError at once for a bad channel or event; {@link SseError} `ERR_SSE_EVENT_TOO_LARGE` at once past `maxEventBytes`. It rejects as the
-   * broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
+   * @throws TypeError at once for a bad event or channel (empty, over 255 bytes, or with control characters); {@link SseError} `ERR_SSE_EVENT_TOO_LARGE`
+   * at once past `maxEventBytes`. It rejects as the broker does: `ERR_SSE_BROKER_UNAVAILABLE`, `ERR_SSE_BROKER_BUSY`.
    */
   publish<C extends Channel<Events>>(channel: C, event: EventOf<Events[C]>): Promise<string> {
     return this.#publisher.publish(checkChannel(channel), event)
@@ -191,7 +191,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   /**
    * Ends the streams of all subscriptions that `match`: after a logout, say, or when rights were revoked.
    *
-   * @returns how many there were.
+   * @returns how many there were. A `match` that returns a promise is a TypeError, and ends none.
    */
   disconnect(match: (subscription: Subscription) => boolean): number {
     checkFunction('match', match)

@@ -10,7 +10,7 @@ export interface SseOptions {
   heartbeat?: number | false | undefined
   /** The text of that comment. Default `'ping'`. */
   heartbeatText?: string | undefined
-  /** The reconnection delay that the client is told when the stream opens. Default: none is told. */
+  /** The reconnection delay that the client is told when the stream opens. Default: none is told. `Retry-After` is the same in seconds (else 2). */
   retry?: number | undefined
   /** What ends a line. With `'\r'` a client may hold an event back until the next byte comes. Default `'\n'`. */
   newline?: Newline | undefined
@@ -29,7 +29,7 @@ export interface SseOptions {
   maxStreams?: number | undefined
   /**
    * `'refuse'`: 503 with `Retry-After`, after which a browser's EventSource does not come back by itself.
-   * `'retry'`: 200, a jittered `retry:`, and the end. Default `'refuse'`.
+   * `'retry'`: 200, a random `retry:` between the option `retry` (else 2 000) and twice it, and the end. Default `'refuse'`.
    */
   whenFull?: 'refuse' | 'retry' | undefined
   /** A last event for the client of a stream whose handler or source failed. Never send it `error.message` as it is. */
