@@ -16,7 +16,7 @@ export interface RedisBrokerOptions {
    * `maxEntries` of them hold for all, so these must agree.
    */
   prefix?: string | undefined
-  /** How long events are kept in Redis, at least. Default 300 000. */
+  /** How long events are kept in Redis, as far as `maxEntries` allows; no less than `publishTimeout`. Default 300 000. */
   retention?: number | undefined
   /** How many are kept in Redis, about. Default 200 000. */
   maxEntries?: number | undefined
