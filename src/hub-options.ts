@@ -25,7 +25,7 @@ export interface HubOptions {
   maxSubscribers?: number | undefined
   /** Channels of one subscription. Default 100. */
   maxChannels?: number | undefined
-  /** Of one event on the wire. Default 1 048 576. */
+  /** Of one event on the wire, a broker's id apart. Default 1 048 576. */
   maxEventBytes?: number | undefined
   /** The type of the event that tells a client its position: at first, and in place of a heartbeat when that has moved. Default `'stream-position'`. */
   positionEvent?: string | undefined

@@ -189,7 +189,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
   }
 
   /**
-   * Ends the streams of all subscriptions that `match`: after a logout, say, or when rights were revoked.
+   * Ends the streams of all subscriptions in this process that `match`: after a logout, say, or when rights were revoked.
    *
    * @returns how many there were. A `match` that returns a promise is a TypeError, and ends none.
    */
