@@ -72,7 +72,9 @@ export type SubscriberMiddleware<C> = (ctx: C, next: () => Promise<unknown>) => 
 
 /** The events that a `Hub` emits. */
 export interface HubEvents {
+  /** One in this process has begun. What a listener publishes reaches it, after its position. */
   subscribe: [subscription: Subscription]
+  /** One in this process has ended, by itself or with its stream. */
   unsubscribe: [subscription: Subscription]
   /** Faults of the broker, filters and listeners that throw, sources of `hub.pipe` that fail. Emitted only if somebody listens. */
   error: [error: unknown]
