@@ -64,7 +64,7 @@ export interface HubPipeOptions<T, E = string | SseEvent> {
 /** What `hub.subscriber` needs of a Koa context. */
 export interface SubscriberContext {
   readonly sse: EventStream
-  throw(status: number, message: string): never
+  throw(status: number, message: string, properties: object): never
 }
 
 /** Koa middleware, by its shape. */
@@ -116,7 +116,8 @@ export const requestedChannels = (ctx: SubscriberContext, channels: string | Ite
   } catch (error) {
     // What else an iterable of the app's own throws is no fault of the request.
     if (!(error instanceof TypeError) && !(error instanceof RangeError)) throw error
-    return ctx.throw(400, 'Bad channels')
+    // Which, and why, is for the app alone: a function that has forgotten its `return` ends here, too.
+    return ctx.throw(400, 'Bad channels', { cause: error })
   }
 }
 

@@ -618,6 +618,8 @@ describe('hub.subscriber()', () => {
       expect(status).to.equal(400)
       expect(client.headers['content-type']).not.to.include('event-stream')
       expect(errors.filter(error => (error as { expose?: boolean }).expose !== true)).to.deep.equal([])
+      // For whoever looks: a function that has forgotten its `return` ends here, too.
+      expect(errors.map(error => String((error as Error).cause))).to.match(/^(Type|Range)Error: Expected `channels?` to be /)
       expect(hub.count()).to.equal(0)
     })
   }
