@@ -49,6 +49,7 @@ export class Log<T> {
   #events = 0
   #bytes = 0
   #floor: string | undefined
+  #lost = 0
   readonly #numbers = new Map<string, number>()
   /** Ids that were used again in the window, and how many uses are in it still: they prove nothing, until the last has gone. */
   readonly #reused = new Map<string, number>()
@@ -70,6 +71,11 @@ export class Log<T> {
   /** Everything after this number is held. */
   get floor(): number {
     return this.#base + this.#head - 1
+  }
+
+  /** The newest number whose value was let go of: whoever has not seen it has missed something. Up to {@link floor}, the rest only moved the position. */
+  get lost(): number {
+    return this.#lost
   }
 
   /** The id that stands at {@link floor}: whoever has seen it can be told the rest. */
@@ -114,6 +120,7 @@ export class Log<T> {
     this.#head = 0
     // One number stands for the gap, so that who had read all of the old log is behind the floor of the new one.
     this.#base = next + 1
+    this.#lost = next
     this.#events = this.#bytes = 0
     this.#numbers.clear()
     this.#reused.clear()
@@ -161,6 +168,7 @@ export class Log<T> {
 
   #drop(record: Record<T>): void {
     const floor = this.#floor
+    if (record.value !== undefined) this.#lost = this.#base + this.#head
     this.#records[this.#head++] = undefined
     this.#bytes -= record.bytes
     if (record.value !== undefined) this.#events--

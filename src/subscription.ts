@@ -175,7 +175,7 @@ export class Subscriber implements Subscription, Feed {
   #catchUp(): void {
     const { log } = this.#home
     while (this.#cursor !== undefined && !this.#closed) {
-      if (this.#cursor < log.floor) return this.#reset('slow')
+      if (this.#cursor < log.lost) return this.#reset('slow')
       if (this.#cursor >= log.newest) {
         this.#cursor = undefined
         return
@@ -230,7 +230,10 @@ export class Subscriber implements Subscription, Feed {
     if (page === undefined) return this.#reset(this.#home.whyNot(this.#id!))
     if (page.length === 0) {
       // Nothing came after the id; so what the log had by then did not, either. Or the client was ahead of it, and it is there now.
-      const number = this.#home.log.locate(this.#id!) ?? newest
+      const { log } = this.#home
+      const number = log.locate(this.#id!) ?? newest
+      // What came while the broker answered has left the window already.
+      if (number < log.lost) return this.#read(this.#id!)
       this.#id = undefined
       this.#cursor = number
       this.#told = number

@@ -1036,6 +1036,45 @@ describe('a client that waits for what the broker has', () => {
     expect(asked).to.deep.equal(['p-1'])
   })
 
+  for (const what of ['a place without an event', 'an event'] as const) {
+    it(`is not reset where no window holds what comes meanwhile: ${what}`, async () => {
+      const broker = new ManualBroker()
+      let answer!: (page: BrokerEntry[]) => void
+      const first = new Promise<BrokerEntry[]>(resolve => (answer = resolve))
+      let reads = 0
+      broker.read = async () => (reads++ === 0 ? first : broker.published.map(([channel, event], i) => ({ id: `m-${i + 1}`, channel, event })))
+      const hub = makeHub({ broker, history: false })
+      const { join } = await start({}, {}, hub)
+      await until(() => hub.position === 'm-0')
+      for (const id of ['p-1', 'p-2']) broker.sink.position(id)
+      const client = await join(['a'], 'p-1')
+      await until(() => reads === 1)
+      if (what === 'an event') await hub.publish('a', '1')
+      else broker.sink.position('p-3')
+      answer([])
+      if (what === 'an event') expect(await client.take(1)).to.deep.equal(['1'])
+      else await new Promise(setImmediate)
+      await hub.publish('a', '2')
+      expect(await client.take(1)).to.deep.equal(['2'])
+      expect(hub.stats().resets).to.deep.equal({})
+    })
+  }
+
+  it('is not reset for being slow when nothing has left the window but places without an event', async () => {
+    const broker = new ManualBroker()
+    const hub = makeHub({ broker, history: false })
+    const { enter } = await start({}, {}, hub)
+    const client = await enter('a')
+    client.pause()
+    await hub.publish('a', 'x'.repeat(1_000_000))
+    broker.sink.position('p-1')
+    client.resume()
+    expect((await client.event()).data.length).to.equal(1_000_000)
+    await hub.publish('a', '2')
+    expect(await client.take(1)).to.deep.equal(['2'])
+    expect(hub.stats().resets).to.deep.equal({})
+  })
+
   it('is not given again what it has, when it was ahead and nothing came after', async () => {
     const broker = new ManualBroker()
     let answer!: (page: BrokerEntry[]) => void

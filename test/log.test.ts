@@ -78,6 +78,20 @@ describe('Log', () => {
     expect([it.events, it.position]).to.deep.equal([0, 'm99'])
   })
 
+  it('has lost nothing with a record without a value, and something with any other', () => {
+    const it = log({ events: 1 })
+    const first = it.append('a', 'A', 1, 0)
+    for (const id of ['m', 'n']) it.move(id, 0)
+    it.append('b', 'B', 1, 0)
+    expect([it.lost, it.floor]).to.deep.equal([first, first])
+    const none = log({ events: 0, ms: 0, bytes: 0 })
+    const reader = none.append('a', 'A', 1, 0)
+    none.move('m', 0)
+    expect([none.lost, none.floor]).to.deep.equal([reader, reader + 1])
+    none.reset('z')
+    expect(none.lost).to.equal(none.floor)
+  })
+
   it('lets go of what is too old, when it is told the time', () => {
     const it = log({ ms: 100 })
     it.append('a', 'A', 1, 0)
