@@ -70,8 +70,8 @@ export class Outcome {
   get signal(): AbortSignal {
     if (this.#controller === undefined) {
       this.#controller = new AbortController()
-      // Many may wait for the end of one stream: each of its sources, to begin with.
-      setMaxListeners(0, this.#controller.signal)
+      // Many may wait for the end of one stream: each of its sources, to begin with. Not 0: Node 20's getMaxListeners(), and so undici's fetch, throws at that.
+      setMaxListeners(Infinity, this.#controller.signal)
       if (this.reason !== undefined) this.#controller.abort()
     }
     return this.#controller.signal

@@ -74,8 +74,8 @@ export class Publisher {
       drain.stop()
     }
     if (signal !== undefined) {
-      // Many may share it, one for the whole app's end perhaps: Node would warn of the eleventh.
-      setMaxListeners(0, signal)
+      // Many may share it, one for the whole app's end perhaps: Node would warn of the eleventh. Not 0: Node 20's getMaxListeners(), and so undici's fetch, throws at that.
+      setMaxListeners(Infinity, signal)
       signal.addEventListener('abort', stop, { once: true })
     }
     this.#pipes.add(drain)

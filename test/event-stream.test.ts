@@ -1,3 +1,4 @@
+import { getMaxListeners } from 'node:events'
 import { Agent } from 'node:http'
 import { PassThrough, Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
@@ -357,6 +358,16 @@ describe('ctx.sse.connected', () => {
 })
 
 describe('ctx.sse.signal', () => {
+  it('is one that fetch takes: undici asks for its limit of listeners, which Node 20 does not know of one that has 0', async () => {
+    const app = koa(sse(), ctx => {
+      expect(getMaxListeners(ctx.sse.signal)).to.equal(Infinity)
+      ctx.status = 204
+    })
+    const { url } = await serve(app)
+    expect((await fetch(url)).status).to.equal(204)
+    expect(app.errors).to.deep.equal([])
+  })
+
   it('is one AbortSignal, before and after the stream opens', async () => {
     const app = koa(sse(), ctx => {
       const { signal } = ctx.sse

@@ -1,4 +1,4 @@
-import { once } from 'node:events'
+import { getMaxListeners, once } from 'node:events'
 import { cpSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { connect as dial } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -333,6 +333,13 @@ describe('hub.pipe()', () => {
     await hub.pipe('a', source, { signal: controller.signal })
     expect(released, 'a source that comes too late').to.equal(3)
     expect(hub.stats().published).to.equal(0)
+  })
+
+  it('leaves its signal one that fetch takes: undici asks for its limit of listeners, which Node 20 does not know of one that has 0', async () => {
+    const { hub } = await start()
+    const { signal } = new AbortController()
+    await hub.pipe('a', ['one'], { signal })
+    expect(getMaxListeners(signal)).to.equal(Infinity)
   })
 
   it('rejects with a source’s failure and emits it; nobody has to look', async () => {
