@@ -20,8 +20,10 @@ const CONSEQUENCES = new Set(['ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYE
 // The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
 const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT|ERR_STREAM_UNABLE_TO_PIPE)/
 const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
-// fetch's own, and those of openai and @anthropic-ai/sdk, of which some have it as their class's name alone.
-const ABORTED = /AbortError$/
+// fetch's own, those of openai and @anthropic-ai/sdk, of which some have it as their class's name alone, and of Elasticsearch's client.
+const ABORTED = /Abort(?:ed)?Error$/
+// LangChain and the clients of MCP, Connect and Elasticsearch keep nothing of the signal's reason but its words, all or some.
+const ABORTED_TEXT = /\bAbortError\b|\bThis operation was aborted\b/
 // Node's, and axios's.
 const ABORTED_CODES = new Set(['ABORT_ERR', 'ERR_CANCELED'])
 
@@ -29,6 +31,7 @@ const ABORTED_CODES = new Set(['ABORT_ERR', 'ERR_CANCELED'])
 interface Thrown {
   readonly name?: unknown
   readonly code?: unknown
+  readonly message?: unknown
   readonly cause?: unknown
 }
 
@@ -46,7 +49,8 @@ const codeOf = (error: unknown): string => look(error, ({ code }) => String(code
 const isAborted = (error: unknown): boolean =>
   ABORTED_CODES.has(codeOf(error)) ||
   ABORTED.test(look(error, ({ name }) => String(name)) ?? '') ||
-  ABORTED.test(look(error, thrown => thrown.constructor.name) ?? '')
+  ABORTED.test(look(error, thrown => thrown.constructor.name) ?? '') ||
+  ABORTED_TEXT.test(look(error, ({ message }) => String(message)) ?? '')
 
 /** Whether an error is that of work which was aborted, by whomever. */
 export const isAbort = (error: unknown): boolean =>

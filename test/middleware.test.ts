@@ -550,6 +550,14 @@ for (const [version, koa] of VERSIONS) {
         // There, and in any other context of node:vm, these are no instances of Error. Of DOMException there is but one to be had here.
         ['Node, under Jest,', () => runInNewContext("Object.assign(new Error('aborted'), { code: 'ABORT_ERR' })")],
         ['fetch, under Jest,', () => ({ name: 'AbortError', [Symbol.toStringTag]: 'DOMException' })],
+        [
+          '@modelcontextprotocol/sdk 1',
+          reason => Object.assign(new Error(`MCP error -32001: ${String(reason)}`), { name: 'McpError', code: -32_001 }),
+        ],
+        ['@langchain/openai 1', () => new Error('AbortError')],
+        ['@connectrpc/connect 2', reason => Object.assign(new Error(`[canceled] ${(reason as Error).message}`), { name: 'ConnectError', code: 1 })],
+        ['@elastic/elasticsearch 9', () => Object.assign(new Error('Request aborted'), { name: 'RequestAbortedError' })],
+        ['@elastic/elasticsearch 9, in the middle,', reason => Object.assign(new Error((reason as Error).message), { name: 'ConnectionError' })],
         ['cohere-ai 8', cause => new CohereError('The user aborted a request', { cause })],
       ]
       for (const [library, fail] of aborts)
