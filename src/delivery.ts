@@ -20,7 +20,7 @@ const isEntry = (entry: unknown): entry is BrokerEntry => isObject(entry) && 'id
 export interface DeliveryOptions {
   readonly broker: Broker
   readonly history: LogLimits
-  readonly positionEvent: string
+  readonly positionEvent: string | false
   readonly resetEvent: string
   readonly members: Members
   readonly onLeft: (subscriber: Subscriber) => void
@@ -33,7 +33,7 @@ export class Delivery implements BrokerSink, Home {
   readonly #members: Members
   readonly #onLeft: (subscriber: Subscriber) => void
   readonly log: Log<SharedEvent>
-  readonly positionEvent: string
+  readonly positionEvent: string | false
   readonly resetEvent: string
   /** Events of the broker. */
   published = 0

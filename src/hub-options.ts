@@ -27,8 +27,11 @@ export interface HubOptions {
   maxChannels?: number | undefined
   /** Of one event on the wire, a broker's id apart. Default 1 048 576. */
   maxEventBytes?: number | undefined
-  /** The type of the event that tells a client its position: at first, and in place of a heartbeat when that has moved. Default `'stream-position'`. */
-  positionEvent?: string | undefined
+  /**
+   * The type of the event that tells a client its position: at first, and in place of a heartbeat when that has moved. `false`: a mere `id:` tells it, which
+   * reaches no handler; an EventSource keeps it, but not every client. For those that take each event for one of their protocol. Default `'stream-position'`.
+   */
+  positionEvent?: string | false | undefined
   /** The type of the event that tells a client that it has missed something. Default `'stream-reset'`. */
   resetEvent?: string | undefined
 }
@@ -151,7 +154,7 @@ export interface CheckedHubOptions {
   readonly maxSubscribers: number
   readonly maxChannels: number
   readonly maxEventBytes: number
-  readonly positionEvent: string
+  readonly positionEvent: string | false
   readonly resetEvent: string
 }
 
@@ -165,7 +168,7 @@ export const checkHubOptions = (options: HubOptions): CheckedHubOptions => {
     maxSubscribers: limit('maxSubscribers', maxSubscribers),
     maxChannels: limit('maxChannels', maxChannels),
     maxEventBytes: limit('maxEventBytes', maxEventBytes),
-    positionEvent: checkType('positionEvent', positionEvent),
+    positionEvent: positionEvent === false ? false : checkType('positionEvent', positionEvent),
     resetEvent: checkType('resetEvent', resetEvent),
   }
 }

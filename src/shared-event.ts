@@ -72,12 +72,12 @@ export class SharedEvent {
   }
 }
 
-let last = { event: '', id: '', data: '', newline: '\n', text: '' }
+let last = { event: '' as string | false, id: '', data: '', newline: '\n', text: '' }
 
-/** What one subscription is told, and not published; a crowd that comes at once, or is reset, is told the same. */
-export const notice = (event: string, id: string, data: string, newline: Newline): string => {
+/** What one subscription is told, and not published; a crowd that comes at once, or is reset, is told the same. `event`: its type; `false`: the id alone. */
+export const notice = (event: string | false, id: string, data: string, newline: Newline): string => {
   if (last.event !== event || last.id !== id || last.data !== data || last.newline !== newline) {
-    last = { event, id, data, newline, text: encode({ event, id, data }, newline) }
+    last = { event, id, data, newline, text: encode(event === false ? { id } : { id, event, data }, newline) }
   }
   return last.text
 }

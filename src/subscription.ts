@@ -38,7 +38,7 @@ export interface Begin {
 /** What a subscription needs of its hub. */
 export interface Home {
   readonly log: Log<SharedEvent>
-  readonly positionEvent: string
+  readonly positionEvent: string | false
   readonly resetEvent: string
   /** The next page of what the broker has after `id`, at most `limit` events; undefined when it cannot prove it. */
   read(id: string, limit: number): Promise<BrokerEntry[] | undefined>
@@ -284,7 +284,7 @@ export class Subscriber implements Subscription, Feed {
     }
   }
 
-  #tell(event: string, id: string, data: string): boolean {
+  #tell(event: string | false, id: string, data: string): boolean {
     this.#told = this.#home.log.newest
     return this.#core.opened?.writeText(notice(event, id, data, this.#newline)) === true
   }

@@ -126,6 +126,20 @@ describe('the hub in Chromium (pending where none is installed)', function () {
       expect(more).to.deep.equal([])
     })
 
+    it('does so too where its position is an id alone, and sees nothing of that', async () => {
+      const hub = new Hub({ positionEvent: false })
+      const { page, sockets, ids, seen } = await start(hub)
+      await until(() => hub.count() === 1)
+      const { position } = hub
+      // A clean end comes after all that was written.
+      hub.disconnect(() => true)
+      await hub.publish('all', 'missed')
+      await saw(page, 'missed')
+      expect(ids).to.deep.equal([undefined, position])
+      expect((await seen()).map(event => event.data)).to.deep.equal(['missed'])
+      expect(sockets).to.have.lengthOf(2)
+    })
+
     it('sees stream-reset when the window is gone, and then what is live', async () => {
       const hub = new Hub({ history: { events: 5 } })
       const { page, sockets, seen } = await start(hub)

@@ -129,9 +129,11 @@ describe('new Hub()', () => {
     ['positionEvent', '', 'TypeError'],
     ['positionEvent', 'a\nb', 'TypeError'],
     ['positionEvent', null, 'TypeError'],
+    ['positionEvent', true, 'TypeError'],
     ['resetEvent', '', 'TypeError'],
     ['resetEvent', 'a\r', 'TypeError'],
     ['resetEvent', {}, 'TypeError'],
+    ['resetEvent', false, 'TypeError'],
     ...(['maxSubscribers', 'maxChannels', 'maxEventBytes'] as const).flatMap(
       name =>
         [

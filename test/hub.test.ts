@@ -981,6 +981,23 @@ describe('the heartbeat', () => {
     expect(hub.position).to.equal('m-9')
   })
 
+  it('is an id alone, as the position before it was, where that is no event', async () => {
+    const hub = makeHub({ positionEvent: false })
+    const { join } = await start({}, { heartbeat: 30, heartbeatText: 'quiet' }, hub)
+    // One of another hub has just been told the usual one.
+    await (await start()).enter('a')
+    const before = hub.position
+    const client = await join(['a'])
+    await until(() => client.text.endsWith(': quiet\n\n'))
+    const id = await hub.publish('b', 'not for it')
+    await until(() => client.text.includes(id))
+    expect(client.text.replaceAll(': quiet\n\n', '')).to.equal(`:\n\nid: ${before}\n\nid: ${id}\n\n`)
+    expect(client.events).to.deep.equal([])
+    await hub.publish('a', 'for it')
+    expect(await client.take(1)).to.deep.equal(['for it'])
+    expect(await (await join(['a'], 'forged')).event()).to.include({ event: RESET })
+  })
+
   it('keeps a quiet client resumable although the window has long left its last event behind', async () => {
     const hub = makeHub({ history: { events: 3 } })
     const { enter, join } = await start({}, { heartbeat: 30 }, hub)
