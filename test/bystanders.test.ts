@@ -248,6 +248,17 @@ describe('a handler that catches what a first-event pipe fails of', () => {
     }
   })
 
+  it('is heard when another pipe begins after its answer, and fails as well', async () => {
+    const { url, app } = await startWith({}, async ctx => {
+      const first = ctx.sse.pipe(broken(), { head: 'first-event' })
+      ctx.body = 'instead'
+      await failure(() => first)
+      await failure(() => ctx.sse.pipe(broken(), { head: 'first-event' }))
+    })
+    expect(await (await fetch(url)).text()).to.equal('instead')
+    expect(app.errors).to.deep.equal([])
+  })
+
   it('is heard past Koa, told or not that somebody else responds, at once or later', async () => {
     for (const [respond, later] of [
       [false, false],
