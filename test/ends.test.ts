@@ -234,6 +234,18 @@ describe("a handler that fails while a pipe with head: 'first-event' waits", () 
     expect(await answer(url)).to.include({ status: 401, body: '{"error":"no"}' })
     expect(sent).to.equal(false)
   })
+
+  it('lets a task that it left behind send into nothing, when Koa has answered', async () => {
+    let sent: Promise<boolean> | undefined
+    const { url } = await startWith({}, ctx => {
+      ctx.res.on('finish', () => {
+        sent = ctx.sse.send('late')
+      })
+      ctx.throw(401)
+    })
+    expect(await answer(url)).to.include({ status: 401, body: 'Unauthorized' })
+    expect(await sent).to.equal(false)
+  })
 })
 
 describe("a source of a pipe with head: 'first-event' that fails", () => {
