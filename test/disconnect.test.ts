@@ -438,6 +438,25 @@ describe('a client that leaves before the stream is open', () => {
   }
 })
 
+describe('a stream that its handler closed before it opened', () => {
+  it('cuts no answer short for a client that has said all it will, where the server lets it', async () => {
+    const { port, server, arrived } = await start(async ctx => {
+      ctx.sse.close()
+      expect(await ctx.sse.closed).to.equal('closed')
+      await once(ctx.req.socket, 'end')
+      ctx.body = 'whole'
+    })
+    Object.assign(server, { httpAllowHalfOpen: true })
+    const client = await say(port, GET)
+    let text = ''
+    client.on('data', chunk => (text += String(chunk)))
+    await arrived
+    client.end()
+    await once(client, 'close')
+    expect(text).to.match(/\r\n\r\nwhole$/)
+  })
+})
+
 describe('the end of a stream, as the client sees it', () => {
   it('is clean after close()', async () => {
     const { url } = await start(async ctx => {
