@@ -217,6 +217,25 @@ describe('the short way of the bytes', () => {
     expect(await (await fetch(`${url}/own`)).text()).to.equal('of its own')
   })
 
+  it('does not cut short what middleware that has looked at ctx.respond answers itself, however long that takes', async () => {
+    const { url } = await serve(
+      koa(
+        async (ctx, next) => {
+          await next()
+          void ctx.respond
+          ctx.body = 'replaced'
+          ctx.respond = false
+          ctx.res.removeHeader('Content-Length')
+          ctx.res.writeHead(200).write('from then ')
+          setTimeout(() => ctx.res.end('till now'), 2_300)
+        },
+        sse(),
+        ctx => void ctx.sse.open(),
+      ),
+    )
+    expect(await (await fetch(url)).text()).to.equal('from then till now')
+  })
+
   it('is not taken when the app has a say of its own on ctx.respond', async () => {
     let pipes = 0
     const { url } = await serve(
