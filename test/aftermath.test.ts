@@ -5,7 +5,7 @@ import { PassThrough, Readable, Transform } from 'node:stream'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import { expect } from 'chai'
 import Koa, { type Context, type Middleware } from 'koa'
-import { Hub, sse } from 'koa-sse'
+import { Hub, sse, type EventStream } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { direct, watched } from './support/direct.ts'
 import { makeHub } from './support/hub.ts'
@@ -394,6 +394,25 @@ for (const [version, koaOf] of VERSIONS) {
       expect(app.errors).to.deep.equal([])
     })
   }
+
+  it(`on Koa ${version}, a body that is destroyed while Koa pipes it cuts the response`, async () => {
+    const pipes: Middleware = (ctx, next) => {
+      ctx.respond = true
+      return next()
+    }
+    let stream: EventStream | undefined
+    const app = koaOf(pipes, sse(), ctx => {
+      stream = ctx.sse
+      void stream.send('x')
+    })
+    const { url } = await serve(app)
+    const client = await connect(url)
+    await client.take(1)
+    stream!.body.destroy()
+    expect(await client.ended).to.equal('cut')
+    expect(await stream!.closed).to.equal('closed')
+    expect(app.errors).to.deep.equal([])
+  })
 
   direct?.(`on Koa ${version}, a body that is destroyed before Koa responds is not waited for, but an answer in its place is`, async () => {
     const answer = new PassThrough()
