@@ -19,6 +19,9 @@ import { VERSIONS } from './support/versions.ts'
 
 const boom = new Error('boom')
 
+// More than the socket buffers of both ends swallow.
+const HUGE = 'x'.repeat(16_777_216)
+
 /** All that came, and how it ended: 'refused' without a head. */
 const outcome = async (url: string): Promise<{ text: string; ended: string }> => {
   try {
@@ -168,6 +171,21 @@ describe('bytes that were written to the body', () => {
     })
     expect(await outcome(url)).to.deep.equal({ ended: 'clean', text: `:\n\n${chunks.join('')}` })
     expect(app.errors).to.deep.equal([])
+  })
+
+  it('after close() are not, while those before it wait', async () => {
+    const { url, arrived } = await startWith({ maxBuffer: 67_108_864 }, ctx => {
+      void ctx.sse.send(HUGE)
+      void ctx.sse.send('x'.repeat(20_000))
+    })
+    const client = await connect(url)
+    client.pause()
+    const { sse: stream } = await arrived
+    stream.close()
+    stream.body.write('data: late\n\n')
+    client.resume()
+    expect(await client.ended).to.equal('clean')
+    expect(client.text).to.match(/x\n\n$/)
   })
 
   it('after close() are not, and an endless source keeps nothing open', async () => {
