@@ -348,6 +348,21 @@ for (const [version, koaOf] of VERSIONS) {
       })
     }
 
+    it('and fails of no more than its end, leaves no response open', async () => {
+      const app = koaOf(
+        wrapped('last', (_, callback) => callback(Object.assign(new Error('Premature close'), { code: 'ERR_STREAM_PREMATURE_CLOSE' }))),
+        sse(),
+        async ctx => {
+          await ctx.sse.send('first')
+          await sleep(20)
+          void ctx.sse.send('last')
+          ctx.sse.close()
+        },
+      )
+      expect((await outcome((await serve(app)).url)).ended).to.equal('cut')
+      expect(app.errors).to.deep.equal([])
+    })
+
     it('and is not done long after the stream has ended or failed, is waited for as long as it writes', async () => {
       const app = koaOf(
         async (ctx, next) => {
