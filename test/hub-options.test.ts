@@ -1,9 +1,12 @@
+import { once } from 'node:events'
+import { get } from 'node:http'
 import { inspect } from 'node:util'
 import { expect } from 'chai'
-import type { Middleware } from 'koa'
+import type { Context, Middleware } from 'koa'
 import { Hub, MemoryBroker, sse, SseError, type Broker, type EventStream, type HubOptions, type SseEvent, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { makeHub } from './support/hub.ts'
+import { signalled } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const thrown = (action: () => unknown): unknown => {
@@ -352,6 +355,54 @@ describe('options.maxSubscribers', () => {
     expect((await connect(url)).status).to.equal(503)
     expect(errors[0]).to.include({ status: 503 })
   })
+
+  for (const whenFull of ['refuse', 'retry'] as const) {
+    /** A request to a hub that is full: what its handler does comes first. */
+    const late = async (
+      before: (ctx: Context) => unknown,
+    ): Promise<{ url: string; ctx: () => Context; app: { errors: unknown[] }; over: Promise<unknown> }> => {
+      const hub = makeHub({ maxSubscribers: 1 })
+      await hub.subscribe(await openStream(), 'a')
+      let ctx: Context | undefined
+      const { promise: over, go } = signalled()
+      const app = koa(sse({ retry: 300, whenFull }), async given => {
+        ctx = given
+        await before(given)
+        await hub.subscribe(given.sse, 'a').finally(go)
+      })
+      return { url: (await serve(app)).url, ctx: () => ctx!, app, over }
+    }
+
+    it(`with whenFull ${whenFull} ends a stream that is open already, and tells it when to come back`, async () => {
+      const { url, app, ctx } = await late(({ sse: stream }) => stream.send('first'))
+      const client = await connect(url)
+      expect(await client.ended).to.equal('clean')
+      expect(client.text).to.match(/^retry: 300\n\ndata: first\n\nretry: \d+\n\n$/)
+      expect(await ctx().sse.closed).to.equal('closed')
+      expect(app.errors).to.deep.equal([])
+    })
+
+    it(`with whenFull ${whenFull} leaves the response of a stream that was closed before it opened to the handler`, async () => {
+      const { url, app } = await late(given => {
+        given.sse.close()
+        given.body = 'of the handler'
+      })
+      expect((await connect(url)).headers['content-length']).to.equal('14')
+      expect(app.errors).to.deep.equal([])
+    })
+
+    it(`with whenFull ${whenFull} makes no error of a client that has left`, async () => {
+      const { url, app, ctx, over } = await late(({ req }) => once(req.socket, 'close'))
+      const request = get(url, { agent: false }).on('error', () => {})
+      await until(() => ctx() !== undefined)
+      request.destroy()
+      await over
+      // Koa's turn.
+      await new Promise(resolve => setImmediate(resolve))
+      expect(await ctx().sse.closed).to.equal('client')
+      expect(app.errors).to.deep.equal([])
+    })
+  }
 
   it('tells no "subscribe" of one that was turned away', async () => {
     const { hub, url } = await full('retry')
