@@ -205,6 +205,8 @@ function onerror(this: InterceptedContext, error: Error): void {
   if (error == null) return
   const { req, res } = this
   const { stream, exchange, onerror: before } = this[INTERCEPTED]!
+  // The client has left, in whatever way the kernel calls it.
+  if (stream.wasOpened && brokeWith(req, res, error)) return
   if (!stream.wasOpened) {
     // While the handler runs, nobody but the broken connection itself can have complained.
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
@@ -213,7 +215,7 @@ function onerror(this: InterceptedContext, error: Error): void {
     if (stream.wrapperFailed(error) || (!gone(req, res) && !res.writableEnded)) destroy(res)
   } else if (REPORTED.get(this) === error) {
     destroy(res)
-  } else if (!gone(req, res) || !(follows('client', error) || brokeWith(req, res, error))) {
+  } else if (!gone(req, res) || !follows('client', error)) {
     REPORTED.set(this, error)
     stream.discard('error')
     before.call(this, error)

@@ -4,11 +4,13 @@ import { connect as dial, type Socket } from 'node:net'
 import { bodyParser } from '@koa/bodyparser'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
-import type { EventStream } from 'koa-sse'
+import { sse, type EventStream } from 'koa-sse'
 import { connect, type ConnectOptions, type LiveClient } from './support/client.ts'
-import { until } from './support/serve.ts'
+import { signalled } from './support/promises.ts'
+import { serve, until } from './support/serve.ts'
 import { startWith, type Started } from './support/start.ts'
 import { reset } from './support/reset.ts'
+import { VERSIONS } from './support/versions.ts'
 
 // At once; the machine may be busy, and the next thing that would end a stream, a heartbeat, comes after 15 s.
 const PROMPT = 3_000
@@ -455,6 +457,44 @@ describe('a stream that its handler closed before it opened', () => {
     await once(client, 'close')
     expect(text).to.match(/\r\n\r\nwhole$/)
   })
+})
+
+describe('a connection that breaks by itself', () => {
+  for (const [version, koaOf] of VERSIONS) {
+    for (const when of ['before Koa responds', 'past the body', 'while Koa pipes the body'] as const) {
+      it(`on Koa ${version}, ${when}, is a client that has left, whatever the kernel calls it`, async () => {
+        let ctx: Context | undefined
+        const { promise: broken, go } = signalled()
+        // As Node does with what the kernel tells: a network that is gone, say, and keep-alive probes that nobody answers.
+        const breakOff = (): void =>
+          void ctx!.req.socket.destroy(Object.assign(new Error('read ETIMEDOUT'), { code: 'ETIMEDOUT', syscall: 'read' })).once('close', go)
+        const app = koaOf(
+          async (given, next) => {
+            if (when === 'while Koa pipes the body') given.respond = true
+            await next()
+            if (when !== 'before Koa responds') return
+            breakOff()
+            await broken
+          },
+          sse(),
+          given => {
+            ctx = given
+            ctx.sse.open()
+          },
+        )
+        const { url } = await serve(app)
+        if (when === 'before Koa responds') await connect(url).catch(() => {})
+        else {
+          await connect(url)
+          breakOff()
+        }
+        await broken
+        await new Promise(setImmediate)
+        expect(await ctx!.sse.closed).to.equal('client')
+        expect(app.errors).to.deep.equal([])
+      })
+    }
+  }
 })
 
 describe('the end of a stream, as the client sees it', () => {
