@@ -235,6 +235,38 @@ describe("a handler that fails while a pipe with head: 'first-event' waits", () 
     expect(sent).to.equal(false)
   })
 
+  it('has a source released that outer middleware began to pipe before it answered otherwise', async () => {
+    const began = signalled()
+    const over = signalled()
+    let pulled = 0
+    const outer: Middleware = async (ctx, next) => {
+      try {
+        await next()
+      } catch {
+        const source = (async function* () {
+          try {
+            await began.promise
+            for (;;) {
+              pulled++
+              yield 'secret'
+              await new Promise(resolve => setImmediate(resolve))
+            }
+          } finally {
+            over.go()
+          }
+        })()
+        void (ctx as Context).sse.pipe(source, { head: 'first-event' })
+        ctx.body = 'instead'
+      }
+    }
+    const { url, app } = await startWith({}, ctx => ctx.throw(400), outer)
+    expect(await answer(url)).to.include({ status: 200, body: 'instead' })
+    began.go()
+    await over.promise
+    expect(pulled).to.equal(1)
+    expect(app.errors).to.deep.equal([])
+  })
+
   it('lets a task that it left behind send into nothing, when Koa has answered', async () => {
     let sent: Promise<boolean> | undefined
     const { url } = await startWith({}, ctx => {
