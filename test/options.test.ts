@@ -238,6 +238,22 @@ describe('sse(options)', () => {
       expect(await limit({ maxBuffer: 50_000 })).to.be.within(50_000 - 1_010, 50_000)
     })
 
+    it('may be reached to the byte', async () => {
+      const seen: unknown[] = []
+      const handler: Middleware = async ctx => {
+        const stream = ctx.sse.open()
+        void stream.send('x'.repeat(100))
+        void stream.send('x'.repeat(200 - stream.bytesWritten - 'data: \n\n'.length))
+        seen.push(stream.bytesWritten, stream.connected)
+        void stream.comment('')
+        seen.push(stream.bytesWritten, stream.connected, await stream.closed)
+      }
+      const { url } = await serve(koa(sse({ highWaterMark: 100, maxBuffer: 200 }), handler))
+      await connect(url).catch(() => {})
+      await until(() => seen.length === 5)
+      expect(seen).to.deep.equal([200, true, 200, false, 'slow'])
+    })
+
     it('never refuses an event that finds nothing waiting', async () => {
       const { handler, last } = opener()
       const { url } = await serve(koa(sse({ highWaterMark: 1_000, maxBuffer: 1_000 }), handler))
