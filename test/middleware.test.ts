@@ -1106,6 +1106,18 @@ describe('sse()', () => {
       expect(back).to.equal(2)
     })
 
+    it('returns early from the inner one too when the stream is open already', async () => {
+      let back = false
+      const between: Middleware = async (ctx, next) => {
+        ctx.sse.open()
+        await next()
+        back = true
+      }
+      const { url } = await serve(koa(sse(), between, sse(), async ctx => void (await ctx.sse.closed)))
+      await connect(url)
+      await until(() => back)
+    })
+
     it('tells of a failure once', async () => {
       const app = koa(sse(), sse(), async ctx => {
         await ctx.sse.send('one')
