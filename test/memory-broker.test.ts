@@ -1,6 +1,7 @@
 import { expect } from 'chai'
 import { MemoryBroker } from '../src/memory-broker.ts'
 import { brokerSuite, Recorder } from './support/broker-suite.ts'
+import { until } from './support/serve.ts'
 
 brokerSuite('MemoryBroker', {
   create: () => new MemoryBroker({ events: 1_000 }),
@@ -49,6 +50,18 @@ describe('MemoryBroker', () => {
     expect(await broker.read(last, 10)).to.deep.equal([])
     expect(await broker.read(first, 10)).to.equal(undefined)
     expect([broker.trimmed(first), broker.trimmed(last)]).to.deep.equal([true, false])
+  })
+
+  it('keeps nothing for longer than it is told, whether or not more comes', async () => {
+    const broker = new MemoryBroker({ ms: 20 })
+    const sink = new Recorder()
+    await broker.start(sink)
+    const [start] = sink.ids
+    const id = await broker.publish('a', { data: 'x' })
+    const since = performance.now()
+    await until(() => performance.now() - since > 20)
+    expect(await broker.read(start!, 10)).to.equal(undefined)
+    expect(await broker.read(id, 10)).to.deep.equal([])
   })
 
   for (const [limit, options] of Object.entries({ events: { events: 5 }, bytes: { bytes: 5 * 300 } })) {
