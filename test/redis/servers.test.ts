@@ -167,25 +167,27 @@ describe('RedisBroker, on a server that', function () {
     expect(Number(await now.command('XLEN', KEY))).to.be.above(0)
   })
 
-  it('was the master once, and still has the connection for replays: gives nothing of what it alone has, and withholds nothing', async () => {
-    const old = await start({ args: ['--repl-diskless-sync-delay', '0'] })
-    const now = await start({ args: ['--replicaof', '127.0.0.1', `${old.port}`] })
-    const link = await Proxy.start(old.port)
-    made.unshift(link)
-    const one = await startedNode(link.options)
-    const before = await passes('before', one, one)
-    while (Number(await old.command('WAIT', 1, 1_000)) === 0);
-    expect(await one.broker.read(before, 10)).to.deep.equal([])
-    await now.command('REPLICAOF', 'NO', 'ONE')
-    link.target = now.port
-    // Its reader and its writer have noticed; a replay is what the third connection waits for.
-    for (const index of [0, 1]) link.cutOne(index)
-    const astray = await startedNode(old.options)
-    await passes('astray', astray, astray)
-    const after = await passes('after', one, one)
-    expect((await one.broker.read(before, 10))?.map(({ id, event }) => [id, event.data])).to.deep.equal([[after, 'after']])
-    expect(one.sink.gaps).to.deep.equal([])
-  })
+  for (const isSame of [false, true]) {
+    it(`was the master once, and still has the connection for replays: gives nothing of what it alone has, ${isSame ? 'at the newest id' : 'at an id of its own'}, and withholds nothing`, async () => {
+      const old = await start({ args: ['--repl-diskless-sync-delay', '0'] })
+      const now = await start({ args: ['--replicaof', '127.0.0.1', `${old.port}`] })
+      const link = await Proxy.start(old.port)
+      made.unshift(link)
+      const one = await startedNode(link.options)
+      const before = await passes('before', one, one)
+      while (Number(await old.command('WAIT', 1, 1_000)) === 0);
+      expect(await one.broker.read(before, 10)).to.deep.equal([])
+      await now.command('REPLICAOF', 'NO', 'ONE')
+      link.target = now.port
+      // Its reader and its writer have noticed; a replay is what the third connection waits for.
+      for (const index of [0, 1]) link.cutOne(index)
+      const after = await passes('after', one, one)
+      const place = isSame ? after.split('.')[0]! : '*'
+      await old.command('XADD', KEY, place, ...encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('astray') }))
+      expect((await one.broker.read(before, 10))?.map(({ id, event }) => [id, event.data])).to.deep.equal([[after, 'after']])
+      expect(one.sink.gaps).to.deep.equal([])
+    })
+  }
 
   it('is still loading its data: publishes and readers wait for it, without haste, and nothing is lost', async () => {
     const slow = ['--key-load-delay', '100', '--loading-process-events-interval-bytes', '1024']
