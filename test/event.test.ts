@@ -151,7 +151,7 @@ describe('encode()', () => {
         },
       }
       expect(() => encode({ data }))
-        .to.throw(TypeError)
+        .to.throw(TypeError, 'serialisable as JSON, got an object (Object): mine')
         .with.property('cause', cause)
     })
 
@@ -191,6 +191,13 @@ describe('encode()', () => {
 
     it('is LF when nobody says otherwise', () => {
       expect(encode(event)).to.equal(encode(event, '\n'))
+    })
+
+    it('is nothing else', () => {
+      for (const newline of ['\n\n', '\n\r', '', 'lf', 1, null]) {
+        for (const each of ['text', event])
+          expect(() => encode(each, newline as Newline)).to.throw(TypeError, 'Expected `newline` to be one of "\\n", "\\r\\n", "\\r", got')
+      }
     })
   })
 
@@ -245,6 +252,8 @@ describe('encode()', () => {
     })
 
     it('is described in one sentence with what was given', () => {
+      expect(wrong(5)).to.throw(TypeError, 'Expected `event` to be a string or an object, got 5 (number)')
+      expect(wrong(null)).to.throw(TypeError, 'Expected `event` to be a string or an object, got null')
       expect(wrong({ data: 'd', retry: -5 })).to.throw(TypeError, 'Expected `retry` to be a non-negative integer, got -5 (number)')
       expect(wrong({ data: 'd', retry: '5' })).to.throw(TypeError, 'Expected `retry` to be a non-negative integer, got "5" (string)')
     })
