@@ -697,6 +697,35 @@ describe('pipe() releases', () => {
     expect(data(client)).to.deep.equal(ABC)
     expect(returned).to.equal(false)
   })
+
+  for (const [when, end] of Object.entries<(piping: Piping, step: (result: IteratorResult<string>) => void) => void>({
+    'the stream was closed, and an item comes late': ({ stream }, step) => {
+      stream.close()
+      step({ done: false, value: 'late' })
+    },
+    'an item fails it': (_, step) => step({ done: false, value: 5 as unknown as string }),
+  })) {
+    it(`once, when ${when}`, async () => {
+      let returned = 0
+      let step!: (result: IteratorResult<string>) => void
+      const rest = [Promise.resolve({ done: false, value: 'first' }), new Promise<IteratorResult<string>>(resolve => (step = resolve))]
+      const source: AsyncIterable<string> = {
+        [Symbol.asyncIterator]: () => ({
+          next: () => rest.shift()!,
+          return: async () => {
+            returned++
+            return { done: true as const, value: undefined }
+          },
+        }),
+      }
+      const piped = await piping(source)
+      await piped.client.event()
+      end(piped, step)
+      await within(piped.settled)
+      await piped.client.ended
+      expect(returned).to.equal(1)
+    })
+  }
 })
 
 describe('pipe() with map', () => {
