@@ -294,6 +294,25 @@ describe('a stream that is subscribed again', () => {
     expect(hub.stats().resets).to.deep.equal({ slow: 1 })
   })
 
+  it('is reset when continuity was lost, and its subscription before had no room to say so', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker })
+    const { url, streams } = await serveStreams({ stallTimeout: false })
+    const client = await connect(url)
+    const before = await hub.subscribe(streams[0]!, 'a')
+    await client.event()
+    client.pause()
+    await clog(streams[0]!)
+    broker.sink.gap('lost', 'g-1')
+    before.close()
+    await hub.subscribe(streams[0]!, 'a')
+    client.resume()
+    expect((await client.event()).data).to.match(/^x+$/)
+    expect(await client.event()).to.include({ event: 'stream-reset', id: 'g-1', data: '{"reason":"slow"}' })
+    await hub.publish('a', 'after')
+    expect(await client.take(1)).to.deep.equal(['after'])
+  })
+
   it('is told its position when nothing was owed, and its Last-Event-ID is not asked again', async () => {
     const hub = makeHub()
     const { url, streams } = await serveStreams({ stallTimeout: false })
