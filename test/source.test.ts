@@ -698,6 +698,41 @@ describe('pipe() releases', () => {
     expect(returned).to.equal(false)
   })
 
+  it('a source that failed by itself: no return() is called', async () => {
+    let returned = false
+    const source: AsyncIterable<string> = {
+      [Symbol.asyncIterator]: () => ({
+        next: async () => Promise.reject(new Error('upstream is gone')),
+        return: async () => {
+          returned = true
+          return { done: true as const, value: undefined }
+        },
+      }),
+    }
+    const { client, settled } = await piping(source)
+    expect(await within(settled)).to.be.an('error', 'upstream is gone')
+    expect(await client.ended).to.equal('cut')
+    expect(returned).to.equal(false)
+  })
+
+  it('an async iterable that has a destroy(), and is no Readable, by its return() alone', async () => {
+    const calls: string[] = []
+    const source = {
+      destroy: () => calls.push('destroy'),
+      [Symbol.asyncIterator]: () => ({
+        next: () => never,
+        return: async () => {
+          calls.push('return')
+          return { done: true as const, value: undefined }
+        },
+      }),
+    }
+    const { stream, settled } = await piping(source)
+    stream.close()
+    await within(settled)
+    expect(calls).to.deep.equal(['return'])
+  })
+
   for (const [when, end] of Object.entries<(piping: Piping, step: (result: IteratorResult<string>) => void) => void>({
     'the stream was closed, and an item comes late': ({ stream }, step) => {
       stream.close()
