@@ -87,6 +87,17 @@ describe('what a client that comes back costs RedisBroker', function () {
     expect((await calls('xrange', 'xrevrange')) - before).to.equal(10)
   })
 
+  it('a thousand that were cut at the same place cost as much as one', async () => {
+    const ids = await fill(300, 300)
+    const { broker } = await startedNode(server.options)
+    await broker.read(cursor(ids[0]!), 1)
+    const before = await calls('xrange', 'xrevrange')
+    const pages = await Promise.all(Array.from({ length: 1_000 }, async () => broker.read(cursor(ids[100]!), 10)))
+    for (const page of pages) expect(page?.map(({ event }) => Number(event.data))).to.deep.equal(eventsAfter(101, 10))
+    // Whether the place is there, and what follows it.
+    expect((await calls('xrange', 'xrevrange')) - before).to.equal(2)
+  })
+
   for (const [count, bytes, commands] of [
     [201, 100_000, 500],
     [2_001, 200, 60],
