@@ -1,5 +1,6 @@
 import { expect } from 'chai'
 import { Log, type LogLimits } from '../src/log.ts'
+import { memory } from './support/heap.ts'
 
 const NONE: LogLimits = { events: Infinity, ms: Infinity, bytes: Infinity }
 const OVERHEAD = 200
@@ -163,9 +164,12 @@ describe('Log', () => {
   })
 
   it('holds a million appends in the room of its limits, and finds ids without a search', () => {
+    const before = memory()
     const it = log({ events: 1_000 })
     for (let i = 0; i < 1_000_000; i++) it.append(`${i}`, 'x', 1, i, i % 2 === 0 ? `own${i}` : undefined)
     expect([it.events, it.bytes, it.newest]).to.deep.equal([1_000, 1_000 * (OVERHEAD + 1), 1_000_000])
+    // An array that only grew would take 8 MB.
+    expect(memory() - before).to.be.below(2_000_000)
     expect(it.locate('999500')).to.equal(999_501)
     const begin = performance.now()
     for (let i = 0; i < 100_000; i++) it.locate(`${999_000 + (i % 1_000)}`)
