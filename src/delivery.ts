@@ -5,7 +5,7 @@ import { Slabs } from './frame.ts'
 import type { Members } from './members.ts'
 import { SharedEvent } from './shared-event.ts'
 import type { Home, Subscriber } from './subscription.ts'
-import { expected, isObject } from './validate.ts'
+import { expected, isObject, yesOrNo } from './validate.ts'
 
 // Parked subscriptions that look again when the log moves, and when a read has succeeded: if a broker is too busy for a crowd, it
 // should not be asked by all of it at once, again and again.
@@ -88,7 +88,12 @@ export class Delivery implements BrokerSink, Home {
   }
 
   whyNot(id: string): string {
-    return this.#broker.trimmed?.(id) === true ? 'trimmed' : 'unknown'
+    try {
+      return yesOrNo('trimmed', this.#broker.trimmed?.(id)) ? 'trimmed' : 'unknown'
+    } catch (error) {
+      this.error(error)
+      return 'unknown'
+    }
   }
 
   wasSent(): void {

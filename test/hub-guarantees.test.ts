@@ -398,6 +398,29 @@ describe('a broker that is somebody else’s', () => {
     expect(await client.take(4)).to.deep.equal(['1', '2', '3', '4'])
   })
 
+  for (const [what, trimmed, message] of [
+    [
+      'throws',
+      () => {
+        throw new Error('no idea')
+      },
+      'no idea',
+    ],
+    ['rejects', () => Promise.reject(new Error('no idea')) as unknown as boolean, 'Expected `trimmed` to return a boolean, got a promise'],
+  ] as const) {
+    it(`${what} when it is asked why an id proves nothing: the client is reset, and the hub says what it was`, async () => {
+      const { broker, hub, errors, open } = await serveSlow()
+      broker.read = async () => undefined
+      Object.assign(broker, { trimmed })
+      await hub.publish('a', 'before')
+      const client = await open('s-7')
+      expect(await client.event()).to.include({ event: 'stream-reset', id: 's-1', data: '{"reason":"unknown"}' })
+      expect(errors.join()).to.include(message)
+      await hub.publish('a', 'after')
+      expect(await client.take(1)).to.deep.equal(['after'])
+    })
+  }
+
   it('answers with what is no page: that proves nothing, and the hub says what it was', async () => {
     const { broker, hub, errors, open } = await serveSlow()
     for (const data of ['1', '2', '3']) await hub.publish('a', data)
