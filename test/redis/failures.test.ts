@@ -762,6 +762,44 @@ describe('RedisBroker, when', function () {
     expect(reader.sink.events.map(({ id }) => id)).to.deep.equal(ids)
   })
 
+  it('it is closed while more reads are asked for than it makes at once: each is told', async () => {
+    const { broker } = await startedNode(server.options)
+    await broker.read(await broker.publish('a', text('x')), 10)
+    server.pause()
+    const reads = Array.from({ length: 50 }, async (_, i) => rejection(broker.read(`1-${i}.aaaa`, 10)))
+    await broker.close()
+    for (const error of await Promise.all(reads)) expect(error).to.have.property('code', 'ERR_SSE_BROKER_CLOSED')
+    server.resume()
+  })
+
+  it('it is closed: no timer of its own keeps the process', async () => {
+    const timers = (): number => process.getActiveResourcesInfo().filter(name => name === 'Timeout').length
+    // Mocha sets its own behind the first turn.
+    await nextTurn()
+    const before = timers()
+    const { broker } = await startedNode(server.options)
+    await broker.close()
+    while (timers() > before) await nextTurn()
+  })
+
+  it('heartbeats come back: they are no reason to make a connection anew', async () => {
+    const { broker, sink } = await startedNode(server.options, {}, { heartbeat: 300 })
+    const told = sink.ids.length
+    await until(() => sink.ids.length > told + 6, 10_000)
+    expect([broker.stats().reconnects, sink.errors]).to.deep.equal([0, []])
+  })
+
+  it('Redis says nothing for a while: heartbeats do not pile up', async () => {
+    const one = await startedNode(server.options, {}, { heartbeat: 10 })
+    const before = Number(await server.command('XLEN', KEY))
+    server.pause()
+    await after(1_000)
+    server.resume()
+    const [place] = (await passes('after', one, one)).split('.') as [string]
+    const entries = (await server.command('XRANGE', KEY, '-', place)) as unknown[]
+    expect(entries.length - before).to.be.below(20)
+  })
+
   it('a thousand clients ask for a thousand places: all get their answer, eight at a time', async () => {
     const one = await startedNode(server.options)
     const ids = await Promise.all(Array.from({ length: 1_000 }, async (_, i) => one.broker.publish('a', text(`${i}`))))
