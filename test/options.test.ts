@@ -933,6 +933,15 @@ describe('sse().close()', () => {
     }
   })
 
+  it('takes a farewell without data', async () => {
+    const middleware = sse()
+    const { url } = await serve(koa(middleware, opener().handler))
+    const client = await connect(url)
+    await middleware.close({ event: { comment: 'bye' } })
+    await client.ended
+    expect(client.text).to.match(/^:\n\n: bye\nretry: \d+\n\n$/)
+  })
+
   it('takes a string for the farewell', async () => {
     const middleware = sse()
     const { url } = await serve(koa(middleware, opener().handler))

@@ -819,6 +819,12 @@ describe('pipe() of what yields', () => {
     })
   }
 
+  it('nothing yet, being a promise, is refused with the way out', async () => {
+    const { stream } = await piping([], { end: false })
+    const message = 'got an object (Promise): await it first, or pass a function that returns it'
+    expect(() => void stream.pipe(Promise.resolve(['x']) as never)).to.throw(TypeError, message)
+  })
+
   it('results that are no objects, fails with a TypeError', async () => {
     const source = { [Symbol.asyncIterator]: () => ({ next: async () => 'no result' }) } as unknown as Source
     const { settled, client } = await piping(source)
