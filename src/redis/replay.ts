@@ -80,7 +80,6 @@ export class Replay {
   close(): void {
     this.#closed = true
     this.#options.link.close()
-    for (const next of this.#waiting.splice(0)) next()
   }
 
   async #answer(after: Cursor, limit: number): Promise<Answer | undefined> {
