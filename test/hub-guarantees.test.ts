@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import type { Context } from 'koa'
 import { Hub, MemoryBroker, sse, SseError, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type SseEvent } from 'koa-sse'
@@ -433,6 +434,28 @@ describe('a broker that is somebody else’s', () => {
     // Nor does the sink throw.
     broker.sink.event(null as never)
     expect(errors.map(String)).to.deep.equal(['TypeError: Expected `entry` to be an entry with an id, got null'])
+  })
+
+  it('fails, and then loses continuity while the client is full: that is reset, and is given nothing of before', async () => {
+    const broker = new SlowBroker()
+    const hub = makeHub({ broker, history: { events: 1 } })
+    const failed = new Promise(resolve => hub.once('error', resolve))
+    const { url, streams } = await serveStreams({ stallTimeout: false })
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    const client = await connect(url, { headers: { 'Last-Event-ID': 's-0' } })
+    client.pause()
+    await clog(streams[0]!)
+    const read = broker.read.bind(broker)
+    broker.read = async () => Promise.reject(new Error('a hiccup'))
+    await hub.subscribe(streams[0]!, 'a')
+    await failed
+    broker.read = read
+    broker.sink.gap('lost', 'g-1')
+    broker.sink.position('g-2')
+    await nextTurn()
+    client.resume()
+    expect((await client.event()).data).to.match(/^x+$/)
+    expect(await client.event()).to.include({ event: 'stream-reset', id: 'g-2', data: '{"reason":"lost"}' })
   })
 
   it('fails twice, and nothing is published any more: who waits for it gets what it missed all the same', async () => {
