@@ -833,6 +833,24 @@ describe('pipe() of what yields', () => {
   })
 })
 
+describe('pipe() of a Readable that is about to fail', () => {
+  it('hears of it, in whatever turn it is made', async () => {
+    const cause = new Error('gone')
+    const { url, app } = await startWith({}, async ctx => {
+      await new Promise<void>((resolve, reject) => {
+        setImmediate(() => {
+          const source = new Readable({ read() {} })
+          source.destroy(cause)
+          ctx.sse.pipe(source).then(resolve, reject)
+        })
+      })
+    })
+    const client = await connect(url)
+    expect(await client.ended).to.equal('cut')
+    expect(app.errors).to.deep.equal([cause])
+  })
+})
+
 describe('pipe() with end: false', () => {
   it('keeps nothing of a source that has ended', async () => {
     const { arrived, url } = await startWith({}, ctx => void ctx.sse.open())
