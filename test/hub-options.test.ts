@@ -5,7 +5,7 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { Hub, MemoryBroker, sse, SseError, type Broker, type EventStream, type HubOptions, type SseEvent, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
-import { makeHub } from './support/hub.ts'
+import { makeHub, serveStreams } from './support/hub.ts'
 import { signalled } from './support/promises.ts'
 import { koa, serve, until } from './support/serve.ts'
 
@@ -403,6 +403,20 @@ describe('options.maxSubscribers', () => {
       expect(app.errors).to.deep.equal([])
     })
   }
+
+  it('tells no "unsubscribe" of one that was turned away, when it is closed', async () => {
+    const hub = makeHub({ maxSubscribers: 1 })
+    let told = 0
+    hub.on('unsubscribe', () => told++)
+    const { url, streams } = await serveStreams({ whenFull: 'retry' })
+    for (let i = 0; i < 2; i++) await connect(url)
+    await until(() => streams.length === 2)
+    const [first, second] = [await hub.subscribe(streams[0]!, 'a'), await hub.subscribe(streams[1]!, 'a')]
+    second.close()
+    expect([told, hub.count('a')]).to.deep.equal([0, 1])
+    first.close()
+    expect([told, hub.count('a')]).to.deep.equal([1, 0])
+  })
 
   it('tells no "subscribe" of one that was turned away', async () => {
     const { hub, url } = await full('retry')
