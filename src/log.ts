@@ -139,8 +139,7 @@ export class Log<T> {
 
   /** The value of a number; undefined when it is none, or out of the window. */
   at(number: number): T | undefined {
-    const index = number - this.#base
-    return index < this.#head ? undefined : this.#records[index]?.value
+    return this.#records[number - this.#base]?.value
   }
 
   /** Lets go of what the limits no longer cover. */
