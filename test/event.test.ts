@@ -257,6 +257,26 @@ describe('encode()', () => {
       expect(wrong({ data: 'd', retry: -5 })).to.throw(TypeError, 'Expected `retry` to be a non-negative integer, got -5 (number)')
       expect(wrong({ data: 'd', retry: '5' })).to.throw(TypeError, 'Expected `retry` to be a non-negative integer, got "5" (string)')
     })
+
+    for (const [value, shown] of [
+      [null, 'null'],
+      [() => 'x', 'a function'],
+      [['x'], 'an array'],
+      [{}, 'an object (Object)'],
+      [Object.create(null), 'an object (null prototype)'],
+      ['x'.repeat(60), `"${'x'.repeat(60)}" (string)`],
+      ['x'.repeat(61), `"${'x'.repeat(60)}…" (string)`],
+    ] as [unknown, string][]) {
+      it(`shows ${shown}`, () => {
+        expect(wrong({ data: 'd', retry: value }))
+          .to.throw(TypeError)
+          .with.property('message', `Expected \`retry\` to be a non-negative integer, got ${shown}`)
+      })
+    }
+
+    it('shows undefined', () => {
+      expect(wrong(undefined)).to.throw(TypeError, /, got undefined$/)
+    })
   })
 
   describe('purity', () => {
