@@ -205,11 +205,11 @@ function onerror(this: InterceptedContext, error: Error): void {
   if (error == null) return
   const { req, res } = this
   const { stream, exchange, onerror: before } = this[INTERCEPTED]!
-  // The client has left, in whatever way the kernel calls it.
-  if (stream.wasOpened && brokeWith(req, res, error)) return
   if (!stream.wasOpened) {
     // While the handler runs, nobody but the broken connection itself can have complained.
     if (!exchange.pending || !gone(req, res)) before.call(this, error)
+  } else if (brokeWith(req, res, error)) {
+    // The client has left, in whatever way the kernel calls it.
   } else if (res.headersSent) {
     // Koa 2 ends no response whose body has died.
     if (stream.wrapperFailed(error) || (!gone(req, res) && !res.writableEnded)) destroy(res)
