@@ -18,7 +18,7 @@ export type CloseReason = 'client' | 'closed' | 'error' | 'slow' | 'stalled' | '
 // What work that is tied to a stream fails of when the stream ends, other than by being aborted.
 const CONSEQUENCES = new Set(['ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED', 'ERR_SSE_HUB_CLOSED', 'ERR_SSE_NOT_OPEN'])
 // The same when the connection breaks; of any other they would be a failure of the handler's own, of its database perhaps.
-const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT|ERR_STREAM_UNABLE_TO_PIPE)/
+const BROKEN = /^(?:ECONNRESET|EPIPE|HPE_|ERR_SSL_|ERR_TLS_SESSION_ATTACK|ERR_HTTP2_|ERR_HTTP_REQUEST_TIMEOUT|ERR_STREAM_UNABLE_TO_PIPE)/
 const BREAKS = new Set<CloseReason>(['client', 'slow', 'stalled'])
 // fetch's own, those of openai and @anthropic-ai/sdk, of which some have it as their class's name alone, and of Elasticsearch's client.
 const ABORTED = /Abort(?:ed)?Error$/

@@ -23,6 +23,7 @@ import { join } from 'node:path'
 import { PassThrough, Readable } from 'node:stream'
 import { buffer } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { connect as connectTls } from 'node:tls'
 import { createParser, type EventSourceMessage } from 'eventsource-parser'
 import Koa, { type Middleware } from 'koa'
 import { type EventStream, sse, type SseMiddleware, type SseOptions } from '../src/index.ts'
@@ -565,6 +566,35 @@ describe('HTTP/2', () => {
         expect(mw.size).to.equal(0)
         expect(app.errors).to.deep.equal([])
       })
+
+      for (const when of ['before', 'after'] as const) {
+        it(`is left by a client that sends what is no TLS, ${when} the head, on ${name}`, async () => {
+          const mw = sse({ heartbeat: false })
+          const left = signalled()
+          const streams: EventStream[] = []
+          const outer: Middleware = async (_ctx, next) => {
+            await next()
+            if (when === 'before') await left.promise
+          }
+          const app = appOf(Class, outer, mw, ctx => {
+            streams.push(ctx.sse)
+            void ctx.sse.send('x')
+          })
+          const { port } = new URL(await serve(app, tls))
+          const socket = connectSocket({ port: Number(port), host: '127.0.0.1' })
+          const client = connectTls({ socket, ca: tls.cert, servername: 'localhost' }).on('error', () => {})
+          client.write('GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')
+          if (when === 'before') await until(() => streams.length === 1)
+          else await once(client, 'data')
+          socket.write('what is no TLS')
+          // once() would reject with the alert that the server answers.
+          await new Promise(resolve => client.resume().on('close', resolve))
+          left.go()
+          expect(await streams[0]!.closed).to.equal('client')
+          await until(() => mw.size === 0)
+          expect(app.errors).to.deep.equal([])
+        })
+      }
     }
   })
 })
