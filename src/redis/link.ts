@@ -1,3 +1,4 @@
+import { within } from '../deferred.ts'
 import { SseError } from '../errors.ts'
 import { detached } from '../turn.ts'
 import { Connection, isReply, loadRedis, rotated, type Load, type Server } from './connection.ts'
@@ -118,13 +119,7 @@ export class Link {
     if (this.#failures === 0 || this.#closed) return
     const most = Math.min(LONGEST_PAUSE, SHORTEST_PAUSE * 2 ** this.#failures)
     const ms = SHORTEST_PAUSE + Math.random() * (most - SHORTEST_PAUSE)
-    await new Promise<void>(resolve => {
-      const timer = setTimeout(resolve, ms)
-      this.#wake = () => {
-        clearTimeout(timer)
-        resolve()
-      }
-    })
+    await within(ms, new Promise<void>(resolve => (this.#wake = resolve)))
     this.#wake = undefined
   }
 }

@@ -1,3 +1,4 @@
+import { within } from '../deferred.ts'
 import { formatCursor, type Cursor } from './cursor.ts'
 import type { Message } from './message.ts'
 
@@ -68,13 +69,7 @@ export class Outbox implements Iterable<Message> {
   /** Resolves when no publish is left, or after so many milliseconds. */
   async idle(ms: number): Promise<void> {
     if (this.#pending === 0) return
-    await new Promise<void>(resolve => {
-      const timer = setTimeout(resolve, ms)
-      this.#onIdle = () => {
-        clearTimeout(timer)
-        resolve()
-      }
-    })
+    await within(ms, new Promise<void>(resolve => (this.#onIdle = resolve)))
   }
 
   #settle(message: Message): boolean {
