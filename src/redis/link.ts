@@ -50,6 +50,10 @@ export class Link {
     this.#options = options
   }
 
+  get closed(): boolean {
+    return this.#closed
+  }
+
   /** The connection that is open now, if any. */
   get current(): Connection | undefined {
     return this.#current?.over === false ? this.#current : undefined
@@ -76,6 +80,12 @@ export class Link {
     this.#current = undefined
     // One that was only cut is worth another try.
     this.#fail(connection, error, isReply(error))
+  }
+
+  /** The same with the one that is open now, if any. */
+  recycle(error: unknown): void {
+    const { current } = this
+    if (current !== undefined) this.drop(current, error)
   }
 
   /** Ends the connection, and whatever waits for one. */

@@ -49,7 +49,6 @@ export class Reader {
   #source: Connection | undefined
   /** The server's time when the log began anew for us: who announces later that something older is gone tells us nothing new. */
   #begun = 0
-  #closed = false
   #waiting: { cursor: Cursor; tell: (passed: boolean) => void }[] = []
   #ready!: () => void
   #failed!: (error: unknown) => void
@@ -93,7 +92,7 @@ export class Reader {
 
   /** Resolves with true when the sink has been told of a cursor that is there, with false if the log begins anew before, or ends. */
   async passed(cursor: Cursor): Promise<boolean> {
-    if (this.#closed) return false
+    if (this.#options.link.closed) return false
     if (this.#newest !== undefined && compare(cursor, this.#newest) <= 0) return true
     return new Promise(tell => this.#waiting.push({ cursor, tell }))
   }
@@ -115,15 +114,8 @@ export class Reader {
     }
   }
 
-  /** Gives the connection up, and goes on with another. */
-  recycle(error: unknown): void {
-    const { current } = this.#options.link
-    if (current !== undefined) this.#options.link.drop(current, error)
-  }
-
   /** The sink hears nothing more. */
   close(): void {
-    this.#closed = true
     this.#options.link.close()
     this.#wake(() => false)
   }
@@ -149,7 +141,7 @@ export class Reader {
     for (let last = 0; ;) {
       if (this.#newest === undefined) await this.#begin(connection)
       else if (!(await this.#catchUp(connection, this.#newest))) await this.#beginAgain(connection, this.#newest)
-      if (this.#closed) return
+      if (this.#options.link.closed) return
       // Events that follow each other closely are read together: a round for each would cost Redis and us three commands.
       if (performance.now() - last < CLOSE) await setTimeout(CLOSE)
       last = performance.now()
@@ -166,7 +158,7 @@ export class Reader {
     for (let at = from; ; at = this.#newest!) {
       const page = await readPage(connection, key, at, this.#size)
       if (page === undefined) return false
-      if (this.#closed) return true
+      if (this.#options.link.closed) return true
       this.#source = connection
       for (const entry of page.entries) this.#take(entry)
       this.#read(this.#newest!)
@@ -177,7 +169,7 @@ export class Reader {
   async #begin(connection: Connection): Promise<void> {
     const begun = await serverTime(connection)
     const { entries, floor } = await this.#learn(connection)
-    if (this.#closed) return
+    if (this.#options.link.closed) return
     this.#begun = begun
     this.#options.sink.position(formatCursor(entries[floor]!.cursor))
     for (const entry of entries.slice(floor + 1)) this.#tell(entry)
@@ -197,7 +189,7 @@ export class Reader {
     if (isBehind && !isCured) await raise(connection, this.#options.key, lost)
     const isFork = !isCured && compare(entries[0]!.cursor, lost) <= 0
     const reason = !isFork && (await isTrimmed(connection, this.#options.key)) ? 'trimmed' : 'lost'
-    if (this.#closed) return
+    if (this.#options.link.closed) return
     this.#begun = isCured ? begun : Math.max(begun, lost.ms)
     this.#source = connection
     // What we published ourselves may be there.

@@ -104,8 +104,7 @@ export class RedisBroker implements Broker {
       },
       onLate: error => {
         this.#errors.tell(error)
-        this.#reader?.recycle(error)
-        writer.recycle(error)
+        for (const each of [reads, writes]) each.recycle(error)
       },
       housekeep: async () => {
         // All together once per period, about, whoever it is.
@@ -201,7 +200,6 @@ export class RedisBroker implements Broker {
     this.#reader?.close()
     this.#replay?.close()
     await this.#writer.close()
-    for (const link of this.#links) link.close()
   }
 
   #gap(reason: GapReason, fork: Cursor | undefined): void {
@@ -228,8 +226,7 @@ export class RedisBroker implements Broker {
 
   async #checkEviction(): Promise<void> {
     try {
-      const connection = this.#links[0]!.current ?? (await this.#links[0]!.get())
-      const fault = await evictionFault(connection)
+      const fault = await evictionFault(await this.#links[0]!.get())
       if (fault !== undefined) this.#errors.tell(new Error(fault))
     } catch {
       // INFO may be forbidden.

@@ -44,7 +44,6 @@ export class Replay {
   #proved: { readonly connection: Connection; readonly source: Connection | undefined } | undefined
   /** The oldest entry that was kept when somebody last asked for one that was not. */
   #oldest: Cursor | undefined
-  #closed = false
 
   constructor(options: ReplayOptions) {
     this.#options = options
@@ -52,7 +51,7 @@ export class Replay {
 
   /** As `Broker.read()`: while Redis is away it waits, since nothing is proved or disproved by that. */
   async read(after: string, limit: number): Promise<BrokerEntry[] | undefined> {
-    if (this.#closed) throw closedError()
+    if (this.#options.link.closed) throw closedError()
     const cursor = parseCursor(after)
     if (cursor === undefined) return undefined
     const asked = this.#options.reader.newest
@@ -78,7 +77,6 @@ export class Replay {
   }
 
   close(): void {
-    this.#closed = true
     this.#options.link.close()
   }
 
@@ -91,7 +89,7 @@ export class Replay {
       if (!(await this.#inTurn(async connection => this.#isThere(connection, after)))) return undefined
       // A client may be ahead of the process that it comes back to. It waits, and is never rewound.
       if (!(await reader.passed(after))) {
-        if (this.#closed) throw closedError()
+        if (this.#options.link.closed) throw closedError()
         return undefined
       }
       this.#give(id)
@@ -127,7 +125,6 @@ export class Replay {
   async #persist<T>(work: (connection: Connection) => Promise<T>): Promise<T> {
     const { link } = this.#options
     for (;;) {
-      if (this.#closed) throw closedError()
       const connection = await link.get()
       try {
         const result = await work(connection)

@@ -42,9 +42,8 @@ export class Writer {
   #opened = false
   #running = false
   #flushing = false
+  /** What is under way may arrive still, as long as the link is open. */
   #closed = false
-  /** Closed, and nothing is waited for any more. */
-  #over = false
   /** When the connection last said something while something was under way. */
   #heard = 0
   #underWay = 0
@@ -123,17 +122,11 @@ export class Writer {
     for (const message of this.#outbox) if (message.acknowledged !== undefined) this.#outbox.resolve(message, message.acknowledged)
   }
 
-  /** Gives the connection up. */
-  recycle(error: unknown): void {
-    if (this.#connection !== undefined) this.#options.link.drop(this.#connection, error)
-  }
-
   /** Lets what is under way arrive, for a while, though the connection may still have to be made; rejects the rest. */
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
     if (this.#running) await this.#outbox.idle(FAREWELL)
-    this.#over = true
     clearTimeout(this.#timer)
     this.#options.link.close()
     this.#outbox.rejectAll(closedError())
@@ -141,7 +134,7 @@ export class Writer {
 
   /** One timer for all: the first in the queue is the first whose time is over. */
   #arm(): void {
-    if (this.#timer !== undefined || this.#over) return
+    if (this.#timer !== undefined || this.#options.link.closed) return
     const now = performance.now()
     const [first] = this.#outbox
     if (first === undefined) return
@@ -160,7 +153,7 @@ export class Writer {
       else this.#outbox.reject(message, unavailable(`Redis did not take the event within ${this.#options.publishTimeout} ms`, this.#lastError))
     }
     if (this.#underWay > 0 && now - this.#heard >= REPLY_TIMEOUT) {
-      this.recycle(new Error(`Redis did not answer within ${REPLY_TIMEOUT} ms`))
+      this.#options.link.recycle(new Error(`Redis did not answer within ${REPLY_TIMEOUT} ms`))
     }
     this.#arm()
   }
@@ -168,7 +161,7 @@ export class Writer {
   // --- the connection
 
   #wake(): void {
-    if (!this.#opened || this.#over) return
+    if (!this.#opened || this.#options.link.closed) return
     if (this.#connection?.over === false) {
       if (this.#flushing) return
       this.#flushing = true
@@ -186,7 +179,7 @@ export class Writer {
   /** Goes on as long as there is something to send; a connection that is lost when there is nothing is made anew with the next. */
   async #run(): Promise<void> {
     try {
-      while (!this.#over && !this.#outbox.isEmpty) {
+      while (!this.#options.link.closed && !this.#outbox.isEmpty) {
         const connection = await this.#options.link.get()
         this.#connection = connection
         this.#outbox.rewind()
