@@ -1,11 +1,11 @@
 import { toError } from './errors.ts'
 import type { SseEvent } from './event.ts'
-import type { Answer } from './exchange.ts'
+import type { Answer, Exchange } from './exchange.ts'
 import { Drain, type Sink, type Source } from './source.ts'
 
 /** A stream, as its pipes see it. */
 export interface PipesOwner extends Sink {
-  readonly answer: Answer
+  readonly exchange: Exchange<never>
   readonly wasOpened: boolean
   open(): void
   failed(error: unknown): void
@@ -25,13 +25,18 @@ export class Pipes {
     this.#owner = owner
   }
 
+  /** Throws where no stream may open any more. */
   add(source: Source<never>, map: ((item: never) => string | SseEvent) | undefined, end: boolean): Promise<void> {
+    const over = this.#owner.wasOpened ? undefined : this.#owner.exchange.wait(() => this.#refuse())
     const piped = this.#run(new Drain(source, map, this.#owner), end)
     // Nobody has to look at it: the stream itself sees to a failure.
-    const settled = (): void => void this.#heads?.delete(piped)
+    const settled = (): void => {
+      over?.()
+      this.#heads?.delete(piped)
+    }
     piped.then(settled, settled)
     if (!this.#owner.wasOpened) {
-      this.#before ??= this.#owner.answer
+      this.#before ??= this.#owner.exchange.answer
       this.#heads ??= new Set()
       this.#heads.add(piped)
     }
@@ -46,14 +51,23 @@ export class Pipes {
       this.#owner.open()
     } catch (error) {
       if (this.#owner.wasOpened) this.#owner.failed(error)
-      else this.fail(error)
+      else this.#fail(error)
       throw error
     }
     if (end) this.#owner.close()
   }
 
+  /** No stream may open any more: the client, and a server that closes, would wait for an item that cannot be sent. */
+  #refuse(): void {
+    try {
+      this.#owner.open()
+    } catch (error) {
+      this.#fail(error)
+    }
+  }
+
   /** The stream does not open, and this is the response's failure: nobody goes on. */
-  fail(error: unknown): void {
+  #fail(error: unknown): void {
     this.#failure = { error }
     this.stop()
   }
@@ -68,7 +82,7 @@ export class Pipes {
   /** Throws why the stream was not opened, unless somebody has answered otherwise. */
   throwFailure(): void {
     if (this.#owner.wasOpened || this.#failure === undefined) return
-    const { body, status, isDecided } = this.#owner.answer
+    const { body, status, isDecided } = this.#owner.exchange.answer
     if (body !== this.#before?.body || status !== this.#before?.status || isDecided !== this.#before?.isDecided) return
     const { error } = this.#failure
     // Koa takes nothing for no error.

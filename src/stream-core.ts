@@ -1,6 +1,6 @@
 import { SseError } from './errors.ts'
 import { encode, type Newline, type SseEvent } from './event.ts'
-import type { Answer, Exchange, Feed } from './exchange.ts'
+import type { Exchange, Feed } from './exchange.ts'
 import { closeAfter, destroy, gone, unblock, unwatch, watch, type Watcher } from './http.ts'
 import { OpenStream, type Ending, type OpenStreamOwner } from './open-stream.ts'
 import { follows, isAbort, Outcome, type CloseReason } from './outcome.ts'
@@ -64,13 +64,9 @@ export class StreamCore implements OpenStreamOwner, PipesOwner {
     return this.isOpen && !gone(this.#exchange.req, this.#exchange.res)
   }
 
-  get answer(): Answer {
-    return this.#exchange.answer
-  }
-
   /** The handler has failed, and the client is told so. */
   get #isAnswered(): boolean {
-    return this.#failed && (this.#exchange.res.headersSent || this.answer.body != null)
+    return this.#failed && (this.#exchange.res.headersSent || this.#exchange.answer.body != null)
   }
 
   get isOpen(): boolean {
@@ -96,34 +92,19 @@ export class StreamCore implements OpenStreamOwner, PipesOwner {
 
   /** `early`: opens now, and not with the first item. */
   pipe(source: Source<never>, map: ((item: never) => string | SseEvent) | undefined, end: boolean, early: boolean): Promise<void> {
-    let settled: (() => void) | undefined
     try {
       if (early || this.#exchange.req.method === 'HEAD') this.open()
       else {
         this.#watch()
         unblock(this.#exchange.req)
-        if (!this.wasOpened && this.reason === undefined && !this.#isAnswered) settled = this.#exchange.wait(() => this.#refuse())
       }
+      if (this.reason === undefined && !this.#isAnswered) return (this.#pipes ??= new Pipes(this)).add(source, map, end)
     } catch (error) {
       releaseSource(source)
       throw error
     }
-    if (this.reason !== undefined || this.#isAnswered) {
-      releaseSource(source)
-      return Promise.resolve()
-    }
-    const piped = (this.#pipes ??= new Pipes(this)).add(source, map, end)
-    if (settled !== undefined) piped.then(settled, settled)
-    return piped
-  }
-
-  /** No stream may open any more: the client, and a server that closes, would wait for an item that cannot be sent. */
-  #refuse(): void {
-    try {
-      this.open()
-    } catch (error) {
-      this.#pipes?.fail(error)
-    }
+    releaseSource(source)
+    return Promise.resolve()
   }
 
   // Of a PipesOwner.
