@@ -209,7 +209,7 @@ export class Subscriber implements Subscription, Feed {
     this.#reading = reading
     this.#home.read(id, this.#page).then(
       page => {
-        if (reading.subscriber !== undefined) reading.subscriber.#answered(id, page, newest)
+        if (reading.subscriber !== undefined) reading.subscriber.#replay(id, page, newest)
       },
       (error: unknown) => {
         if (reading.subscriber === undefined) return
@@ -219,21 +219,18 @@ export class Subscriber implements Subscription, Feed {
     )
   }
 
-  #answered(id: string, page: BrokerEntry[] | undefined, newest: number): void {
+  /** `newest`: of the log, when the page after `id` was asked for. */
+  #replay(id: string, page: BrokerEntry[] | undefined, newest: number): void {
     this.#reading = undefined
     // It may have been reset meanwhile.
-    if (this.#id === id) this.#replay(page, newest)
-  }
-
-  /** `newest`: of the log, when the page was asked for. */
-  #replay(page: BrokerEntry[] | undefined, newest: number): void {
-    if (page === undefined) return this.#reset(this.#home.whyNot(this.#id!))
+    if (this.#id !== id) return
+    if (page === undefined) return this.#reset(this.#home.whyNot(id))
     if (page.length === 0) {
       // Nothing came after the id; so what the log had by then did not, either. Or the client was ahead of it, and it is there now.
       const { log } = this.#home
-      const number = log.locate(this.#id!) ?? newest
+      const number = log.locate(id) ?? newest
       // What came while the broker answered has left the window already.
-      if (number < log.lost) return this.#read(this.#id!)
+      if (number < log.lost) return this.#read(id)
       this.#id = undefined
       this.#cursor = number
       this.#told = number
