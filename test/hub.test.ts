@@ -982,10 +982,10 @@ describe('the heartbeat', () => {
   })
 
   it('is an id alone, as the position before it was, where that is no event', async () => {
-    const hub = makeHub({ positionEvent: false })
+    const hub = makeHub({ broker: new ManualBroker(), positionEvent: false })
     const { join } = await start({}, { heartbeat: 30, heartbeatText: 'quiet' }, hub)
-    // One of another hub has just been told the usual one.
-    await (await start()).enter('a')
+    // One of another hub has just been told the usual one, at the same id.
+    await (await start({}, {}, makeHub({ broker: new ManualBroker() }))).enter('a')
     const before = hub.position
     const client = await join(['a'])
     await until(() => client.text.endsWith(': quiet\n\n'))
