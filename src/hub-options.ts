@@ -29,7 +29,7 @@ export interface HubOptions {
   maxEventBytes?: number | undefined
   /**
    * The type of the event that tells a client its position: at first, and in place of a heartbeat when that has moved. `false`: a mere `id:` tells it, which
-   * reaches no handler; an EventSource keeps it, but not every client. For those that take each event for one of their protocol. Default `'stream-position'`.
+   * reaches no handler, for clients that take every event for one of their own protocol. A browser's EventSource keeps it; others may not. Default `'stream-position'`.
    */
   positionEvent?: string | false | undefined
   /** The type of the event that tells a client that it has missed something. Default `'stream-reset'`. */

@@ -148,7 +148,7 @@ export class Hub<Events extends object = Record<string, unknown>> extends EventE
    * {@link subscribe} as a route's last handler, behind `sse()`. `channels` may be a function of `ctx`, which may throw
    * (`ctx.throw(403)`) while the response is an ordinary one still.
    *
-   * Bad names, or too many of them, that such a function returns come from the request: they are a 400.
+   * Bad names, or too many of them, that such a function returns come from the request: they are a 400, whose `cause` is the complaint.
    *
    * @throws TypeError when `sse()` is not before it.
    */
