@@ -632,16 +632,18 @@ for (const [version, koa] of VERSIONS) {
         expect(app.errors).to.have.length(1)
       })
 
-      it('that throws later is answered as usual too', async () => {
-        const { app, source, reason } = behind(async () => {
-          for (let i = 0; i < 5; i++) await turn()
-          throw boom
-        })
-        const { url } = await serve(app)
-        await request(url).get('/').expect(500, 'Internal Server Error')
-        await until(() => reason() !== undefined && source.released)
-        expect(reason()).to.equal('error')
-        expect(app.errors).to.deep.equal([boom])
+      it('that throws later is answered as usual too, also with what would follow from a disconnect', async () => {
+        for (const error of [boom, new DOMException('a fetch of its own took too long', 'AbortError')]) {
+          const { app, source, reason } = behind(async () => {
+            for (let i = 0; i < 5; i++) await turn()
+            throw error
+          })
+          const { url } = await serve(app)
+          await request(url).get('/').expect(500, 'Internal Server Error')
+          await until(() => reason() !== undefined && source.released)
+          expect(reason()).to.equal('error')
+          expect(app.errors).to.deep.equal([error])
+        }
       })
 
       it('that replaces the body is what the client hears, and the stream ends, reason closed', async () => {
