@@ -440,23 +440,49 @@ describe('a client that leaves before the stream is open', () => {
   }
 })
 
-describe('a stream that its handler closed before it opened', () => {
-  it('cuts no answer short for a client that has said all it will, where the server lets it', async () => {
-    const { port, server, arrived } = await start(async ctx => {
-      ctx.sse.close()
-      expect(await ctx.sse.closed).to.equal('closed')
-      await once(ctx.req.socket, 'end')
-      ctx.body = 'whole'
+describe('a stream that ended or failed before it opened', () => {
+  const whole = async (ctx: Context): Promise<void> => {
+    await once(ctx.req.socket, 'end')
+    ctx.body = 'whole'
+  }
+  const cases: Record<string, [handler: (ctx: Context) => unknown, ...outer: Middleware[]]> = {
+    'that its handler closed': [
+      async ctx => {
+        ctx.sse.close()
+        expect(await ctx.sse.closed).to.equal('closed')
+        await whole(ctx)
+      },
+    ],
+    'that its handler closed, having asked for the signal': [
+      async ctx => {
+        const { signal } = ctx.sse
+        ctx.sse.close()
+        expect(signal.aborted).to.equal(true)
+        await whole(ctx)
+      },
+    ],
+    'whose handler failed, having asked for the signal': [
+      ctx => {
+        void ctx.sse.signal
+        throw new Error('boom')
+      },
+      (ctx, next) => next().catch(() => whole(ctx)),
+    ],
+  }
+
+  for (const [which, [handler, ...outer]] of Object.entries(cases)) {
+    it(`cuts no answer short for a client that has said all it will, where the server lets it: one ${which}`, async () => {
+      const { port, server, arrived } = await start(handler, ...outer)
+      Object.assign(server, { httpAllowHalfOpen: true })
+      const client = await say(port, GET)
+      let text = ''
+      client.on('data', chunk => (text += String(chunk)))
+      await arrived
+      client.end()
+      await once(client, 'close')
+      expect(text).to.match(/\r\n\r\nwhole$/)
     })
-    Object.assign(server, { httpAllowHalfOpen: true })
-    const client = await say(port, GET)
-    let text = ''
-    client.on('data', chunk => (text += String(chunk)))
-    await arrived
-    client.end()
-    await once(client, 'close')
-    expect(text).to.match(/\r\n\r\nwhole$/)
-  })
+  }
 })
 
 describe('a connection that breaks by itself', () => {

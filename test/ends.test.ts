@@ -168,6 +168,27 @@ describe("a handler that fails while a pipe with head: 'first-event' waits", () 
     })
   }
 
+  it('has a source released that owes its first item', async () => {
+    let released = false
+    let piped: Promise<void> | undefined
+    const source: AsyncIterable<string> = {
+      [Symbol.asyncIterator]: () => ({
+        next: () => new Promise(() => {}),
+        return: () => {
+          released = true
+          return Promise.resolve({ done: true, value: undefined })
+        },
+      }),
+    }
+    const { url } = await startWith({}, ctx => {
+      piped = ctx.sse.pipe(source, { head: 'first-event' })
+      ctx.throw(400)
+    })
+    expect(await answer(url)).to.include({ status: 400, body: 'Bad Request' })
+    expect(released).to.equal(true)
+    await piped
+  })
+
   it('aborts its signal; an outer error handler that streams gets another', async () => {
     let first: AbortSignal | undefined
     let second: AbortSignal | undefined
