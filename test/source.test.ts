@@ -5,10 +5,10 @@ import { connect as dial } from 'node:net'
 import { PassThrough, Readable } from 'node:stream'
 import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
-import type { EventStream, Source, SseEvent, SseOptions } from 'koa-sse'
+import { sse, type EventStream, type Source, type SseEvent, type SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
 import { collect } from './support/heap.ts'
-import { serve, until } from './support/serve.ts'
+import { koa, serve, until } from './support/serve.ts'
 import { startWith, type Started } from './support/start.ts'
 
 // At once, on a machine that may be very busy; what fails to come is never so fast.
@@ -1118,6 +1118,37 @@ describe("pipe() with head: 'first-event'", () => {
     expect(refused.status).to.equal(503)
     expect(refused.headers['retry-after']).to.match(/^\d+$/)
     await until(released, PROMPT)
+  })
+
+  const overs: Record<string, [handler: (ctx: Context) => unknown, ...outer: Middleware[]]> = {
+    'the stream was open': [ctx => ctx.sse.open()],
+    'the stream had ended before it opened': [ctx => ctx.sse.close()],
+    'the handler had failed': [ctx => ctx.throw(400), (ctx, next) => next().catch(() => void (ctx.body = 'failed'))],
+  }
+  for (const [when, [handler, ...outer]] of Object.entries(overs)) {
+    it(`resolves, and releases the source, where the middleware is closed and ${when}`, async () => {
+      const { source, released } = tracked['an async iterator that is stuck']!([])
+      const { url, arrived, streams } = await start(handler, ...outer)
+      await connect(url)
+      const ctx = await arrived
+      await streams.close()
+      await within(ctx.sse.pipe(source, first))
+      await until(released, PROMPT)
+    })
+  }
+
+  it('keeps nothing of a stream that is over', async () => {
+    let request: WeakRef<Context> | undefined
+    const handler: Middleware = ctx => {
+      request = new WeakRef(ctx)
+      return ctx.sse.pipe(['x'], first)
+    }
+    const { url } = await serve(koa(sse(), handler))
+    expect(await (await connect(url)).ended).to.equal('clean')
+    await until(() => {
+      collect()
+      return request!.deref() === undefined
+    })
   })
 
   it('answers a HEAD at once, and reads nothing', async () => {
