@@ -1121,6 +1121,18 @@ describe('sse().close()', () => {
     })
   }
 
+  it('ends the connections of its streams along with them: a client that waits for one would ask on it, and a 503 is final', async () => {
+    const middleware = sse()
+    const { server, url, sockets } = await serve(koa(middleware, ctx => void ctx.sse.open()))
+    server.keepAliveTimeout = 60_000
+    const agent = new Agent({ keepAlive: true })
+    const client = await connect(url, { agent })
+    await middleware.close()
+    expect(await client.ended).to.equal('clean')
+    await until(() => sockets.size === 0)
+    agent.destroy()
+  })
+
   it('leaves routes alone that do not stream', async () => {
     const middleware = sse()
     const { url } = await serve(koa(middleware, ctx => void (ctx.body = 'plain')))
