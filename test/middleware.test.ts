@@ -176,6 +176,7 @@ for (const [version, koa] of VERSIONS) {
         // Or Node would close it by itself, in time.
         server.keepAliveTimeout = 0
         const received = await raw(port, 'GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+        expect(received).to.match(/\r\nconnection: keep-alive\r\n/i)
         expect(received).to.match(/\r\n0\r\n\r\n$/)
       })
 
