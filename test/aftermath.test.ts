@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { connect as connectHttp2, createServer as createHttp2Server } from 'node:http2'
 import { connect as connectSocket, type AddressInfo, type Server, type Socket } from 'node:net'
-import { PassThrough, Readable, Transform } from 'node:stream'
+import { PassThrough, pipeline, Readable, Transform } from 'node:stream'
 import { setImmediate as turn, setTimeout as sleep } from 'node:timers/promises'
 import { expect } from 'chai'
 import Koa, { type Context, type Middleware } from 'koa'
@@ -347,6 +347,28 @@ for (const [version, koaOf] of VERSIONS) {
         await until(() => streams.size === 0)
       })
     }
+
+    it('and is destroyed along with it before the head has left, leaves no response open, and nobody is told twice', async () => {
+      const streams = sse({ stallTimeout: false })
+      const app = koaOf(
+        async (ctx, next) => {
+          await next()
+          const body = ctx.body as PassThrough
+          // It takes no more than its buffer holds: the stream waits for it when it fails.
+          const wrapper = new PassThrough()
+          pipeline(body, wrapper, () => {})
+          ctx.body = wrapper
+          await turn()
+          body.destroy(boom)
+          await once(wrapper, 'close')
+        },
+        streams,
+        ctx => void ctx.sse.send('x'.repeat(1_000_000)),
+      )
+      expect(await outcome((await serve(app)).url)).to.deep.equal({ ended: 'refused', text: '' })
+      await until(() => streams.size === 0)
+      expect(app.errors).to.deep.equal([boom])
+    })
 
     it('and fails of no more than its end, leaves no response open', async () => {
       const app = koaOf(
