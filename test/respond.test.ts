@@ -7,7 +7,9 @@ import type { Context, Next } from 'koa'
 import { Hub, sse } from 'koa-sse'
 import { connect } from './support/client.ts'
 import { direct, watched } from './support/direct.ts'
-import { koa, serve } from './support/serve.ts'
+import { koa, serve, until } from './support/serve.ts'
+import { startWith } from './support/start.ts'
+import { VERSIONS } from './support/versions.ts'
 
 /** What goes through `res.write`. */
 let seen = ''
@@ -234,6 +236,42 @@ describe('the short way of the bytes', () => {
       ),
     )
     expect(await (await fetch(url)).text()).to.equal('from then till now')
+  })
+
+  it('is told of by ctx.respond still when it is taken, and when the stream has ended', async () => {
+    const { url, arrived } = await startWith({}, ctx => void ctx.sse.open())
+    const client = await connect(url)
+    await client.next()
+    const ctx = await arrived
+    expect(ctx.respond).to.equal(false)
+    ctx.sse.close()
+    expect(await client.ended).to.equal('clean')
+    expect(ctx.respond).to.equal(false)
+  })
+
+  for (const [version, koaOf] of VERSIONS) {
+    it(`is not taken on Koa ${version} when the handler has set a status without a body: the stream ends`, async () => {
+      const reasons: string[] = []
+      const app = koaOf(sse(), ctx => {
+        void ctx.sse.closed.then(reason => reasons.push(reason))
+        ctx.status = 204
+        ctx.sse.open()
+      })
+      const client = await connect((await serve(app)).url)
+      expect(client.status).to.equal(204)
+      expect(await client.ended).to.equal('clean')
+      await until(() => reasons.length > 0)
+      expect(reasons).to.deep.equal(['closed'])
+      expect(app.errors).to.deep.equal([])
+    })
+  }
+
+  it('is not taken when the app has a say of its own on all its contexts', async () => {
+    const app = koa(sse(), ctx => ctx.sse.pipe(['x', 'y']))
+    app.context.respond = true
+    const { url } = await serve(app)
+    expect(await (await connect(url)).take(2)).to.deep.equal(['x', 'y'])
+    expect(Object.getOwnPropertyDescriptor(app.context, 'respond')).to.include({ value: true })
   })
 
   it('is not taken when the app has a say of its own on ctx.respond', async () => {
