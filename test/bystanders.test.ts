@@ -4,6 +4,8 @@ import { getEventListeners, once } from 'node:events'
 import { Agent, createServer, request, type Server } from 'node:http'
 import { connect as connectSocket, type AddressInfo } from 'node:net'
 import { Duplex, PassThrough, Readable } from 'node:stream'
+import { mock } from 'node:test'
+import { setImmediate as turn } from 'node:timers/promises'
 import { expect } from 'chai'
 import type { Context } from 'koa'
 import { Hub, MemoryBroker, sse, type Broker, type BrokerEntry, type BrokerSink, type EventStream } from 'koa-sse'
@@ -503,6 +505,8 @@ describe('a connection that is any Duplex, as a server may be given', () => {
   }
   const read = async (end: End): Promise<string> => Buffer.concat(await end.toArray()).toString()
 
+  afterEach(() => mock.timers.reset())
+
   it('is cut where a source fails', async () => {
     const { server, app } = await startWith({}, async ctx => ctx.sse.pipe(broken()))
     expect(await read(ask(server))).to.match(/\r\n\r\n3\r\n:\n\n\r\n$/)
@@ -512,6 +516,31 @@ describe('a connection that is any Duplex, as a server may be given', () => {
   it('is ended with its stream, where the client has asked for that', async () => {
     const { server } = await startWith({}, async ctx => ctx.sse.pipe(['x']))
     expect(await read(ask(server, 'Connection: close\r\n'))).to.match(/data: x\n\n\r\n0\r\n\r\n$/)
+  })
+
+  it('is not cut off for several pauses of the client’s between which it has read all', async () => {
+    mock.timers.enable({ apis: ['setInterval'] })
+    const { server, arrived } = await startWith({ stallTimeout: 1_000, heartbeat: false }, ctx => void ctx.sse.open())
+    const end = ask(server)
+    const { res, sse: stream } = await arrived
+    await until(() => end.readableLength > 0)
+    const tick = async (): Promise<void> => {
+      mock.timers.tick(250)
+      for (let i = 0; i < 3; i++) await turn()
+    }
+    for (let n = 0; n < 3; n++) {
+      await tick()
+      const sent = stream.send('x'.repeat(100_000))
+      for (let i = 0; i < 3; i++) await tick()
+      end.resume()
+      expect(await sent).to.equal(true)
+      await until(() => res.writableLength === 0)
+      end.pause()
+    }
+    expect(stream.connected).to.equal(true)
+    void stream.send('x'.repeat(1_000_000))
+    for (let i = 0; i < 6; i++) await tick()
+    expect(await stream.closed).to.equal('stalled')
   })
 
   it('is cut off where the client reads nothing', async () => {
