@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import { Redis } from 'ioredis'
 import { encodeFields } from '../../src/redis/entry.ts'
+import { readPage } from '../../src/redis/page.ts'
 import type { Parts } from '../../src/redis/redis-broker.ts'
 import { collect } from '../support/heap.ts'
 import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
@@ -281,6 +282,17 @@ describe('RedisBroker, when', function () {
     expect([one.broker.stats().reconnects, one.broker.stats().duplicates, one.sink.errors]).to.deep.equal([0, 0, []])
   })
 
+  it('only the link that it writes by is half open: it makes a new connection within seconds, before any heartbeat is late', async () => {
+    const link = await proxy()
+    const one = await startedNode(link.options, { publishTimeout: 15_000 })
+    await passes('before', one, one)
+    link.freezeOne(1)
+    const begin = performance.now()
+    const id = await one.broker.publish('a', text('after'))
+    expect(performance.now() - begin).to.be.within(4_900, 8_000)
+    expect(one.sink.events.map(event => event.id)).to.include(id)
+  })
+
   for (const [who, parts] of Object.entries({ watchdog: { block: 300, heartbeat: 60_000 }, heartbeat: { block: 60_000, heartbeat: 500 } })) {
     it(`a link is half open: its ${who} notices, it makes new connections, sends again, and loses nothing`, async () => {
       const link = await proxy()
@@ -520,6 +532,24 @@ describe('RedisBroker, when', function () {
     expect(a.sink.events).to.deep.equal(b.sink.events)
   })
 
+  it('the reply is lost and the reader is late, and so is the time: publish() resolves with what is acknowledged, sent no third time', async () => {
+    const link = await proxy()
+    const a = await startedNode(link.options, { publishTimeout: 2_000 })
+    const b = await startedNode(server.options)
+    await passes('before', a, a, b)
+    const { published } = await publishUnanswered(link, a, b)
+    await sendAgain(link, b)
+    // Of its connections one is the reader's, which stands still; the other was made last.
+    link.cutOne(1)
+    const other = a.broker.publish('a', text('other'))
+    await until(() => b.sink.data.includes('other'))
+    const log = (await server.command('XRANGE', KEY, '-', '+')) as [string, string[]][]
+    const copies = log.filter(([, fields]) => fields[5]!.includes('precious')).map(([id]) => id)
+    expect(copies).to.have.lengthOf(2)
+    expect((await published).split('.')[0]).to.equal(copies[1])
+    expect((await other).split('.')[0]).to.equal(log.at(-1)![0])
+  })
+
   it('the reply is lost, and so is what stood before the event: publish() resolves when the log is read anew', async () => {
     const link = await proxy()
     const a = await startedNode(link.options)
@@ -598,6 +628,28 @@ describe('RedisBroker, when', function () {
     await server.command('DEL', KEY)
     link.thaw()
     expect(await lost).to.equal(undefined)
+  })
+
+  it('clients are ahead of it, and its reader comes to their places one by one: each gets its answer', async () => {
+    const link = await proxy()
+    const a = await startedNode(server.options)
+    const b = await startedNode(
+      link.options,
+      {},
+      { readPage: async (connection, key, at, size, most = 1) => readPage(connection, key, at, size, most) },
+    )
+    await passes('before', a, a, b)
+    link.freezeOne(0)
+    const ids: string[] = []
+    for (const data of ['1', '2', '3', '4']) ids.push(await a.broker.publish('a', text(data)))
+    const answers = Promise.all(ids.map(async id => b.broker.read(id, 10)))
+    await after(100)
+    link.thaw()
+    for (const [i, entries] of (await answers).entries()) {
+      const missed = entries!.map(({ event }) => event.data)
+      expect(missed).to.deep.equal(['1', '2', '3', '4'].slice(i + 1, i + 1 + missed.length))
+    }
+    await b.sink.have(5)
   })
 
   it('a client asks what another was about to be told before the log went on: it is told what has come since', async () => {
@@ -707,6 +759,46 @@ describe('RedisBroker, when', function () {
     } finally {
       await replica.stop()
     }
+  })
+
+  it('the reply to a strict publish is lost: a replica has to have it again, and it resolves with the one that is delivered', async () => {
+    const link = await proxy()
+    const one = await startedNode(link.options, { strict: true })
+    const replica = await RedisServer.start({ args: ['--replicaof', '127.0.0.1', `${server.port}`] })
+    try {
+      await server.command('CONFIG', 'SET', 'repl-diskless-sync-delay', 0)
+      while (!(await server.info('replication', 'slave0')).includes('state=online')) await after(20)
+      // The reader's replies are arrays.
+      link.onReply = chunk => !/^[$:]/.test(chunk.toString())
+      const published = one.broker.publish('a', text('precious'))
+      await one.sink.have(1)
+      expect(one.broker.stats().pending).to.equal(1)
+      link.onReply = undefined
+      link.cut()
+      expect(await published).to.equal(one.sink.events[0]!.id)
+      await until(() => one.broker.stats().duplicates === 1)
+      expect(one.sink.data).to.deep.equal(['precious'])
+    } finally {
+      await replica.stop()
+    }
+  })
+
+  it('may not ask what replicas have: a strict publish rejects in time, with the cause, and the sink is told once', async () => {
+    await server.command('ACL', 'SETUSER', 'default', '-wait')
+    const one = await startedNode(server.options, { strict: true, publishTimeout: 300 })
+    const error = await rejection(one.broker.publish('a', text('x')))
+    expect(error).to.include(UNAVAILABLE)
+    expect(String((error as Error).cause)).to.include('NOPERM')
+    expect(one.sink.errors.map(String))
+      .to.have.lengthOf(1)
+      .and.satisfy(([told]: string[]) => told!.includes('NOPERM'))
+  })
+
+  it('the log grows, and nothing is old: it keeps no more entries than it should', async () => {
+    const one = await startedNode(server.options, { maxEntries: 500 }, { heartbeat: 100 })
+    await Promise.all(Array.from({ length: 3_000 }, async (_, i) => one.broker.publish('a', text(`${i}`))))
+    while (Number(await server.command('XLEN', KEY)) > 700) await after(20)
+    expect(Number(await server.command('XLEN', KEY))).to.be.at.least(500)
   })
 
   it('the log grows: it keeps what it should, and not much more', async () => {
