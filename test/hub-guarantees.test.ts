@@ -471,6 +471,26 @@ describe('a broker that is somebody else’s', () => {
     expect(await client.take(3)).to.deep.equal(['1', '2', '3'])
   })
 
+  it('fails with nothing to say, and then never answers one client: it is asked by one at a time, and none is left behind by another', async () => {
+    const { broker, hub, errors, open } = await serveSlow()
+    for (const data of ['1', '2', '3']) await hub.publish('a', data)
+    const read = broker.read.bind(broker)
+    broker.read = async () => Promise.reject()
+    const client = await open('s-0')
+    await open('s-1')
+    await until(() => errors.length === 3)
+    const failed = performance.now()
+    let asked = 0
+    broker.read = async (id, limit) => {
+      if (id !== 's-1') return read(id, limit)
+      asked = performance.now()
+      return new Promise(() => {})
+    }
+    expect(await client.take(3)).to.deep.equal(['1', '2', '3'])
+    expect(asked - failed).to.be.above(500)
+    expect(errors).to.deep.equal([undefined, undefined, undefined])
+  })
+
   it('is too busy for a crowd: nobody is told, it is asked again by some at a time, and all get their events', async () => {
     const { broker, errors, open } = await serveSlow()
     for (let i = 1; i <= 300; i++) broker.add({ id: `s-${i}`, channel: 'a', event: { data: `${i}` } })
