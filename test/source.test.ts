@@ -8,6 +8,7 @@ import type { Context, Middleware } from 'koa'
 import { sse, type EventStream, type Source, type SseEvent, type SseOptions } from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
 import { collect } from './support/heap.ts'
+import { makeHub } from './support/hub.ts'
 import { koa, serve, until } from './support/serve.ts'
 import { startWith, type Started } from './support/start.ts'
 
@@ -848,6 +849,41 @@ describe('pipe() of a Readable that is about to fail', () => {
     const client = await connect(url)
     expect(await client.ended).to.equal('cut')
     expect(app.errors).to.deep.equal([cause])
+  })
+})
+
+describe('pipe() of a source that owes an item for ever', () => {
+  it('keeps neither the stream that has ended nor its map', async () => {
+    const owed = new Promise<never>(() => {})
+    const source = { [Symbol.asyncIterator]: () => ({ next: () => owed }) }
+    const kept: WeakRef<object>[] = []
+    const { url } = await serve(
+      koa(sse(), ctx => {
+        const map = (item: string): string => `${item} ${kept.length}`
+        kept.push(new WeakRef(ctx.sse), new WeakRef(map))
+        return ctx.sse.pipe(source, { map })
+      }),
+    )
+    for (let i = 0; i < 5; i++) (await connect(url)).rst()
+    await until(() => {
+      collect()
+      // The newest may stand in a register still.
+      return kept.length === 10 && kept.filter(ref => ref.deref() !== undefined).length <= 2
+    })
+    void owed.then()
+  })
+})
+
+describe("a hub's pipe()", () => {
+  it('keeps nothing of a source that has ended', async () => {
+    const hub = makeHub()
+    const sources = Array.from({ length: 5 }, () => new WeakRef(['a'].values()))
+    for (const source of sources) await hub.pipe('a', source.deref()!)
+    await until(() => {
+      collect()
+      return sources.filter(source => source.deref() !== undefined).length <= 1
+    })
+    expect(hub.stats().published).to.equal(5)
   })
 })
 
