@@ -167,16 +167,30 @@ describe('hub.close()', () => {
     const it = await start({}, new Hub({ broker }))
     const [client] = await readers(it, 1)
     const published = [it.hub.publish('news', '1'), it.hub.publish('news', '2')]
-    const closing = it.hub.close({ event: 'bye' })
+    const closing = timed(it.hub.close({ event: 'bye', graceMs: 40_000 }))
     const late = await it.hub.publish('news', 'late').then(
       () => undefined,
       (error: unknown) => error,
     )
     expect(late).to.have.property('code', 'ERR_SSE_HUB_CLOSED')
-    await closing
+    // They are waited for, and not what there is of time for them.
+    expect(await closing).to.be.below(5_000)
     expect(await Promise.all(published)).to.have.lengthOf(2)
     expect(await client!.ended).to.equal('clean')
     expect(client!.events.slice(1).map(({ data }) => data)).to.deep.equal(['1', '2', 'bye'])
+  })
+
+  it('has what is under way fail, though nobody waits for it: that ends no process', async () => {
+    const broker = new MemoryBroker()
+    const failed: ((error: Error) => void)[] = []
+    broker.publish = () => new Promise((_, reject) => failed.push(reject))
+    const hub = new Hub({ broker })
+    void hub.publish('news', 'x')
+    await until(() => failed.length === 1)
+    const closing = hub.close()
+    failed[0]!(new Error('gone'))
+    await closing
+    await new Promise(resolve => setImmediate(resolve))
   })
 
   it('keeps its deadline with a broker that answers nothing any more', async () => {
