@@ -198,6 +198,19 @@ describe('RedisBroker, when', function () {
     }
   })
 
+  it('may not raise the ids of a log that is lost, by a clock that is fast: goes on below them', async () => {
+    await server.command('ACL', 'SETUSER', 'default', '-xsetid')
+    const one = await startedNode(server.options, {}, { block: 100 })
+    const fields = encodeFields({ publisher: 'abcdefghijkl', count: 1 }, { channel: 'a', event: text('ahead') })
+    await server.command('XADD', KEY, `${Date.now() + 3_600_000}-5`, ...fields)
+    await one.sink.have(1)
+    await server.command('DEL', KEY)
+    await until(() => one.sink.gaps.length > 0)
+    const id = await passes('after', one, one)
+    expect(Number.parseInt(id)).to.be.below(Date.now() + 60_000)
+    expect([one.sink.data, one.sink.gaps, one.sink.errors, one.broker.stats().reconnects]).to.deep.equal([['ahead', 'after'], ['lost'], [], 0])
+  })
+
   it('Redis goes and comes back with its data: everything arrives, in order, once', async () => {
     const [a, b] = [await startedNode(server.options), await startedNode(server.options)]
     await passes('before', a, a, b)
