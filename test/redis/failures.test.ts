@@ -769,6 +769,13 @@ describe('RedisBroker, when', function () {
       const id = await one.broker.publish('a', text('both'))
       const [redisId] = id.split('.') as [string]
       expect(await replica.command('XRANGE', KEY, redisId, redisId)).to.have.lengthOf(1)
+      // Redis asks for more of them than there are: that one has all there is is no answer then.
+      await server.command('CONFIG', 'SET', 'min-replicas-to-write', 2)
+      const waiting = passes('later', one, one)
+      await until(() => one.sink.errors.some(error => String(error).includes('NOREPLICAS')))
+      await server.command('CONFIG', 'SET', 'min-replicas-to-write', 0)
+      await waiting
+      expect(one.sink.data).to.deep.equal(['alone', 'both', 'later'])
     } finally {
       await replica.stop()
     }
