@@ -54,6 +54,21 @@ describe('a page of koa-sse/redis', () => {
     expect(await asks(size, 200, 3)).to.deep.equal([2, 4, 8])
   })
 
+  it('is not kept down by some that failed and were little anyway', async () => {
+    const size = new PageSize()
+    await asks(size, 950, 1)
+    for (let i = 0; i < 8; i++) await size.read(Infinity, async () => Promise.reject(new Error('cut'))).catch(() => {})
+    expect(await asks(size, 950, 8)).to.deep.equal([2, 4, 8, 16, 32, 64, 128, 130])
+  })
+
+  it('is as before when there is nothing, and small when it is less than one begins with', async () => {
+    const size = new PageSize()
+    expect(await asks(size, 200, 2, 0)).to.deep.equal([50, 50])
+    expect(size.isSmall).to.equal(false)
+    await asks(size, 100_000, 1)
+    expect(size.isSmall).to.equal(true)
+  })
+
   it('does not grow again to what failed', async () => {
     const size = new PageSize()
     const asked: number[] = []
