@@ -13,6 +13,7 @@ const logOf = (counts: readonly number[], publisher = 'p'): Mark[] =>
 const reading = (log: readonly Mark[], onRead = (): void => {}): ReadMarks => {
   const index = (id: string): number => log.findIndex(({ cursor }) => redisIdOf(cursor) === id.replace('(', ''))
   return async (from, to) => {
+    expect(from).to.match(/^\(?\d+-\d+$/)
     await new Promise(resolve => setImmediate(resolve))
     onRead()
     const start = from.startsWith('(') ? index(from) + 1 : Math.max(0, Number.parseInt(from))
@@ -82,6 +83,12 @@ describe('what koa-sse/redis knows of copies', () => {
     for (let i = 201; i < 400; i++) expect(of.has(other[i]!.cursor), `${i}`).to.equal(i !== 290 && copies[i])
   })
 
+  it('has reached a place when nothing follows it any more', async () => {
+    const of = begun()
+    expect(await of.reach(log[200]!.cursor, async () => [])).to.equal(true)
+    known(of, 300, 350)
+  })
+
   it('does not reach further than it can read soon, and finds that out once', async () => {
     const of = begun()
     let read = 0
@@ -94,5 +101,43 @@ describe('what koa-sse/redis knows of copies', () => {
     expect(read).to.be.within(100, 300)
     expect(await of.reach(log[280]!.cursor, reading(log))).to.equal(true)
     known(of, 280, 350)
+  })
+
+  it('remembers publishers for as long as their messages may come again, and a minute at least; and none of before the log began anew', () => {
+    for (const [lookBack, ms] of [
+      [50, 59_000],
+      [200_000, 190_000],
+    ] as const) {
+      const of = new Copies(lookBack)
+      const first = { cursor: { ms: 0, seq: 0, tag: 'aaaa' }, message: { publisher: 'p', count: 1 } }
+      const at = (later: number, publisher: string): Mark => ({ cursor: { ms: later, seq: 0, tag: 'aaaa' }, message: { publisher, count: 1 } })
+      of.begin([first], first.cursor)
+      of.note(at(ms, 'q'))
+      of.note(at(ms + 1, 'p'))
+      expect([of.publishers(ms + 1, Infinity), of.has(at(ms + 1, 'p').cursor)]).to.deep.equal([2, true])
+      of.begin([at(ms + 2, 'p')], at(ms + 2, 'p').cursor)
+      expect([of.publishers(ms + 2, Infinity), of.has(at(ms + 2, 'p').cursor)]).to.deep.equal([1, false])
+    }
+  })
+
+  it('are kept in memory up to a number: from there on only what comes later is known, and no place is reached that has more behind it', async () => {
+    const copiesOf = (count: number): Mark[] => logOf(Array.from({ length: count }, () => 1))
+    const many = copiesOf(100_003)
+    const of = new Copies(LOOK_BACK)
+    of.begin(many.slice(0, 100_001), many[0]!.cursor)
+    expect([of.has(many[1]!.cursor), of.knows(many[0]!.cursor)]).to.deep.equal([true, true])
+    for (const entry of many.slice(100_001)) of.note(entry)
+    expect([of.has(many[1]!.cursor), of.knows(many[0]!.cursor)]).to.deep.equal([false, false])
+    expect(many.slice(-2).every(({ cursor }) => of.has(cursor))).to.equal(true)
+    let read = 0
+    const pages: ReadMarks = async from => {
+      read++
+      const start = from.startsWith('(') ? Number.parseInt(from.slice(1)) + 1 : Number.parseInt(from)
+      return many.slice(start, start + 1_000)
+    }
+    expect(await of.reach(many[0]!.cursor, pages)).to.equal(false)
+    expect(await of.reach(many[50_000]!.cursor, pages)).to.equal(true)
+    expect(read).to.be.below(160)
+    expect([of.has(many[50_000]!.cursor), of.has(many[50_001]!.cursor)]).to.deep.equal([false, true])
   })
 })
