@@ -259,6 +259,26 @@ describe('the route of koa-sse/redis', () => {
     await route.learn(at(route.next))
     expect([turn(), turn(), turn(), turn(), turn()]).to.deep.equal([a, two, four, undefined, node('b', 1)])
   })
+
+  it('stays where a redirect points, whoever fails elsewhere meanwhile, and keeps what it knows where nobody has the log', async () => {
+    const route = new Route()
+    const [a, b, c] = [node('a', 1), node('b', 1), node('c', 1)]
+    await route.learn(at(undefined, [[0, 5, ['a', 1], ['b', 1]]]))
+    for (const elsewhere of [a, undefined]) {
+      route.follow(reply('MOVED 1 c:1'), at(a))
+      route.turn(at(elsewhere))
+      expect(route.next).to.deep.equal(c)
+    }
+    // It is none of them any more.
+    await route.learn(at(c, [[0, 5, ['a', 1], ['b', 1]]]))
+    for (const slots of [[], [[0, 5, ['?', 1]]]]) await route.learn(at(c, slots))
+    const turns: (Address | undefined)[] = []
+    for (let i = 0; i < 4; i++) {
+      route.turn(at(route.next))
+      turns.push(route.next)
+    }
+    expect(turns).to.deep.equal([undefined, a, b, undefined])
+  })
 })
 
 describe('errors of koa-sse/redis', () => {
