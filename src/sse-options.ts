@@ -21,7 +21,10 @@ export interface SseOptions {
    * event of any size is taken. Default 1 048 576.
    */
   maxBuffer?: number | undefined
-  /** Bytes wait, or the stream has ended and its response is not over, and the client reads nothing for so long: its connection is destroyed, reason `stalled`. `false`: never. Default 30 000. */
+  /**
+   * Bytes wait, or the stream has ended and its response is not over, and the kernel takes nothing for so long: the connection is destroyed, reason `stalled`.
+   * What the kernel has taken already, megabytes perhaps, nobody here sees being read. `false`: never. Default 30 000.
+   */
   stallTimeout?: number | false | undefined
   /** The stream ends at a random 80 to 100 % of this, reason `expired`; the client comes back, and is authorised anew. Default `false`. */
   maxAge?: number | false | undefined
