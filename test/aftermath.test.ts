@@ -7,6 +7,7 @@ import { expect } from 'chai'
 import Koa, { type Context, type Middleware } from 'koa'
 import { Hub, sse, type EventStream } from 'koa-sse'
 import { connect } from './support/client.ts'
+import { HUGE } from './support/clog.ts'
 import { direct, watched } from './support/direct.ts'
 import { makeHub } from './support/hub.ts'
 import { signalled } from './support/promises.ts'
@@ -18,9 +19,6 @@ import { VERSIONS } from './support/versions.ts'
 // and what befalls one befalls no other.
 
 const boom = new Error('boom')
-
-// More than the socket buffers of both ends swallow.
-const HUGE = 'x'.repeat(16_777_216)
 
 /** All that came, and how it ended: 'refused' without a head. */
 const outcome = async (url: string): Promise<{ text: string; ended: string }> => {

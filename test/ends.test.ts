@@ -6,6 +6,7 @@ import { expect } from 'chai'
 import type { Context, Middleware } from 'koa'
 import { encode, sse, type CloseReason, type EventStream, type Source, type SseOptions } from 'koa-sse'
 import { connect } from './support/client.ts'
+import { stuck } from './support/idle.ts'
 import { signalled } from './support/promises.ts'
 import { serve, until } from './support/serve.ts'
 import { startWith } from './support/start.ts'
@@ -169,23 +170,14 @@ describe("a handler that fails while a pipe with head: 'first-event' waits", () 
   }
 
   it('has a source released that owes its first item', async () => {
-    let released = false
+    const { source, returned } = stuck()
     let piped: Promise<void> | undefined
-    const source: AsyncIterable<string> = {
-      [Symbol.asyncIterator]: () => ({
-        next: () => new Promise(() => {}),
-        return: () => {
-          released = true
-          return Promise.resolve({ done: true, value: undefined })
-        },
-      }),
-    }
     const { url } = await startWith({}, ctx => {
       piped = ctx.sse.pipe(source, { head: 'first-event' })
       ctx.throw(400)
     })
     expect(await answer(url)).to.include({ status: 400, body: 'Bad Request' })
-    expect(released).to.equal(true)
+    expect(returned()).to.equal(1)
     await piped
   })
 

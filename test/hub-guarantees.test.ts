@@ -1,7 +1,18 @@
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import type { Context } from 'koa'
-import { Hub, MemoryBroker, sse, SseError, type Broker, type BrokerEntry, type BrokerSink, type EventStream, type SseEvent } from 'koa-sse'
+import {
+  Hub,
+  MemoryBroker,
+  sse,
+  SseError,
+  type Broker,
+  type BrokerEntry,
+  type BrokerSink,
+  type EventStream,
+  type SseEvent,
+  type Subscription,
+} from 'koa-sse'
 import { connect, type LiveClient } from './support/client.ts'
 import { clog } from './support/clog.ts'
 import { collect } from './support/heap.ts'
@@ -65,6 +76,18 @@ const serveHub = async (hub: Hub): Promise<{ open: (lastEventId?: string) => Pro
   const open = (lastEventId?: string): Promise<LiveClient> =>
     connect(url, { headers: lastEventId === undefined ? {} : { 'Last-Event-ID': lastEventId } })
   return { open, contexts }
+}
+
+/** A client that is subscribed to 'a', and reads no more: the server has no room for it. */
+const clogged = async (hub: Hub): Promise<{ client: LiveClient; stream: EventStream; subscription: Subscription }> => {
+  const { url, streams } = await serveStreams({ stallTimeout: false })
+  const client = await connect(url)
+  const [stream] = streams as [EventStream]
+  const subscription = await hub.subscribe(stream, 'a')
+  await client.event()
+  client.pause()
+  await clog(stream)
+  return { client, stream, subscription }
 }
 
 describe('publishes that nobody awaits', () => {
@@ -257,12 +280,7 @@ describe('a client that does not read while continuity is lost again and again',
   it('is reset once, to where the log is then', async () => {
     const broker = new SlowBroker()
     const hub = makeHub({ broker })
-    const { url, streams } = await serveStreams({ stallTimeout: false })
-    const client = await connect(url)
-    await hub.subscribe(streams[0]!, 'a')
-    await client.event()
-    client.pause()
-    await clog(streams[0]!)
+    const { client } = await clogged(hub)
     for (let i = 1; i < 4; i++) broker.sink.gap('lost', `g-${i}`)
     client.resume()
     expect((await client.event()).data).to.match(/^x+$/)
@@ -275,17 +293,12 @@ describe('a client that does not read while continuity is lost again and again',
 describe('a stream that is subscribed again', () => {
   it('is reset when its subscription before still owed it something', async () => {
     const hub = makeHub()
-    const { url, streams } = await serveStreams({ stallTimeout: false })
-    const client = await connect(url)
-    const before = await hub.subscribe(streams[0]!, 'a')
-    await client.event()
-    client.pause()
-    await clog(streams[0]!)
+    const { client, stream, subscription: before } = await clogged(hub)
     // The first that finds no room goes out still; the next is what is owed.
     await hub.publish('a', 'taken')
     await hub.publish('a', 'owed')
     before.close()
-    await hub.subscribe(streams[0]!, ['a', 'b'])
+    await hub.subscribe(stream, ['a', 'b'])
     await hub.publish('a', 'after')
     client.resume()
     expect((await client.event()).data).to.match(/^x+$/)
@@ -298,15 +311,10 @@ describe('a stream that is subscribed again', () => {
   it('is reset when continuity was lost, and its subscription before had no room to say so', async () => {
     const broker = new SlowBroker()
     const hub = makeHub({ broker })
-    const { url, streams } = await serveStreams({ stallTimeout: false })
-    const client = await connect(url)
-    const before = await hub.subscribe(streams[0]!, 'a')
-    await client.event()
-    client.pause()
-    await clog(streams[0]!)
+    const { client, stream, subscription: before } = await clogged(hub)
     broker.sink.gap('lost', 'g-1')
     before.close()
-    await hub.subscribe(streams[0]!, 'a')
+    await hub.subscribe(stream, 'a')
     client.resume()
     expect((await client.event()).data).to.match(/^x+$/)
     expect(await client.event()).to.include({ event: 'stream-reset', id: 'g-1', data: '{"reason":"slow"}' })

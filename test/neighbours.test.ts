@@ -16,7 +16,7 @@ import session from 'koa-session'
 import supertest from 'supertest'
 import { type CloseReason, type EventStream, sse, type SseMiddleware } from '../src/index.ts'
 import { connect, type LiveClient } from './support/client.ts'
-import { idle } from './support/idle.ts'
+import { idle, stuck } from './support/idle.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 // None of these has types of its own, or in @types.
@@ -333,12 +333,7 @@ describe('koa-conditional-get and @koa/etag', () => {
     it(`turn If-None-Match: * into a 304 and release the source, on ${name}`, async () => {
       const { source, released } = idle()
       const readable = new Readable({ read() {} })
-      let returned = 0
-      const iterator: AsyncIterableIterator<string> = {
-        next: () => new Promise(() => {}),
-        return: () => Promise.resolve({ done: true, value: returned++ }),
-        [Symbol.asyncIterator]: () => iterator,
-      }
+      const { source: iterator, returned } = stuck()
       const streams: EventStream[] = []
       const reasons: Promise<CloseReason>[] = []
       const mw = sse()
@@ -354,7 +349,7 @@ describe('koa-conditional-get and @koa/etag', () => {
       }
       await released
       expect(readable.destroyed).to.equal(true)
-      expect(returned).to.equal(1)
+      expect(returned()).to.equal(1)
       expect(await Promise.all(reasons)).to.deep.equal(['closed', 'closed', 'closed'])
       expect(streams.map(stream => stream.connected)).to.deep.equal([false, false, false])
       expect(mw.size).to.equal(0)

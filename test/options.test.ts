@@ -11,6 +11,7 @@ import { clog } from './support/clog.ts'
 import { connect, type LiveClient } from './support/client.ts'
 import { collect } from './support/heap.ts'
 import { failure } from './support/promises.ts'
+import { stuck } from './support/idle.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 const KB = 'x'.repeat(1_000)
@@ -993,16 +994,7 @@ describe('sse().close()', () => {
 
   it('releases sources', async () => {
     const middleware = sse()
-    let released = false
-    const stuck: AsyncIterable<string> = {
-      [Symbol.asyncIterator]: () => ({
-        next: () => new Promise(() => {}),
-        return: () => {
-          released = true
-          return Promise.resolve({ done: true, value: undefined })
-        },
-      }),
-    }
+    const { source, returned } = stuck()
     let unread = false
     function* ticks(): Generator<string> {
       let i = 0
@@ -1014,7 +1006,7 @@ describe('sse().close()', () => {
     }
     let settled = 0
     const handler: Middleware = async ctx => {
-      await ctx.sse.pipe(ctx.path === '/stuck' ? stuck : ticks())
+      await ctx.sse.pipe(ctx.path === '/stuck' ? source : ticks())
       settled++
     }
     const { url } = await serve(koa(middleware, handler))
@@ -1022,7 +1014,7 @@ describe('sse().close()', () => {
     await (await connect(`${url}/ticks`)).event()
     await middleware.close({ graceMs: 500 })
     await until(() => settled === 2)
-    expect([released, unread]).to.deep.equal([true, true])
+    expect([returned(), unread]).to.deep.equal([1, true])
   })
 
   it('waits for a client that does not read no longer than graceMs', async () => {

@@ -8,6 +8,7 @@ import compress from 'koa-compress'
 import supertest from 'supertest'
 import { type CloseReason, EventStream, sse, type SseEvent, type SseOptions } from '../src/index.ts'
 import { connect, type LiveClient } from './support/client.ts'
+import { stuck } from './support/idle.ts'
 import { koa, serve, until } from './support/serve.ts'
 
 // One `describe` for each row of what aiohttp-sse 2.2.0 does.
@@ -523,19 +524,14 @@ describe('aiohttp-sse: the user’s task is cancelled while it waits', () => {
   })
 
   it('settles them for a source that ignores the signal, too', async () => {
-    let returned = 0
-    const stuck: AsyncIterableIterator<string> = {
-      next: () => new Promise(() => {}),
-      return: () => Promise.resolve({ done: true, value: returned++ }),
-      [Symbol.asyncIterator]: () => stuck,
-    }
+    const { source, returned } = stuck()
     let piped: Promise<void> | undefined
-    const { url, errors } = await stream(ctx => void (piped = ctx.sse.pipe(stuck)))
+    const { url, errors } = await stream(ctx => void (piped = ctx.sse.pipe(source)))
     const client = await connect(url)
     client.destroy()
     await until(() => piped !== undefined)
     await piped
-    expect(returned).to.equal(1)
+    expect(returned()).to.equal(1)
     expect(errors).to.deep.equal([])
   })
 })

@@ -2,25 +2,18 @@ import { setImmediate as nextTurn } from 'node:timers/promises'
 import { expect } from 'chai'
 import { Link } from '../../src/redis/link.ts'
 import { Route } from '../../src/redis/route.ts'
-import { hasRedis, needsRedis, Proxy, RedisServer } from '../support/redis.ts'
+import { eachRedis, Proxy } from '../support/redis.ts'
 import { until } from '../support/serve.ts'
 import { rejection } from './support.ts'
 
 describe('a link to Redis', () => {
-  needsRedis()
-  let server: RedisServer
-  beforeEach(async () => {
-    if (hasRedis) server = await RedisServer.start()
-  })
-  afterEach(async () => {
-    await server?.stop()
-  })
+  const redis = eachRedis()
   const linkTo = (options: { port: number }, told: unknown[] = []): Link =>
     new Link({ server: { host: '127.0.0.1', ...options }, route: new Route(), load: undefined, onFailure: error => told.push(error) })
 
   it('fails once with a connection, however many used it, and does not take the next one for it', async () => {
     const told: unknown[] = []
-    const link = linkTo(server.options, told)
+    const link = linkTo(redis().options, told)
     const first = await link.get()
     const error = new Error('over')
     for (let i = 0; i < 8; i++) link.drop(first, error)
@@ -32,7 +25,7 @@ describe('a link to Redis', () => {
   })
 
   it('pauses ever longer, until a connection was of use', async () => {
-    const link = linkTo(server.options)
+    const link = linkTo(redis().options)
     const again = async (): Promise<number> => {
       link.drop(await link.get(), new Error('over'))
       const begin = performance.now()
@@ -53,7 +46,7 @@ describe('a link to Redis', () => {
 
   for (const state of ['pauses', 'connects'] as const) {
     it(`is closed while it ${state}, after failures: who waits is told at once`, async () => {
-      const proxy = await Proxy.start(server.port)
+      const proxy = await Proxy.start(redis().port)
       const failures: unknown[] = []
       const link = linkTo(proxy.options, failures)
       proxy.freeze()

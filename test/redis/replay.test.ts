@@ -4,7 +4,7 @@ import { messageTag } from '../../src/redis/entry.ts'
 import { RedisBroker } from '../../src/redis/redis-broker.ts'
 import { connect } from '../support/client.ts'
 import { makeHub } from '../support/hub.ts'
-import { hasRedis, needsRedis, RedisServer } from '../support/redis.ts'
+import { eachRedis } from '../support/redis.ts'
 import { koa, serve, until } from '../support/serve.ts'
 import { closeNodes, KEY, startedNode } from './support.ts'
 
@@ -29,19 +29,13 @@ const eventsAfter = (at: number, count: number): number[] => {
 
 describe('what a client that comes back costs RedisBroker', function () {
   this.timeout(20_000)
-  needsRedis()
-  let server: RedisServer
-  beforeEach(async () => {
-    if (hasRedis) server = await RedisServer.start()
-  })
-  afterEach(async () => {
-    await closeNodes()
-    await server?.stop()
-  })
+  // Before their server.
+  afterEach(closeNodes)
+  const redis = eachRedis()
 
   /** Its ids, as Redis knows them. */
   const fill = async (count: number, ms: number, bytes = 0): Promise<string[]> =>
-    (await server.command('EVAL', FILL, 1, KEY, count, Date.now() - ms, ms, 'x'.repeat(bytes))) as string[]
+    (await redis().command('EVAL', FILL, 1, KEY, count, Date.now() - ms, ms, 'x'.repeat(bytes))) as string[]
   const cursor = (redisId: string): string => {
     const i = Number(redisId.split('-')[1])
     return `${redisId}.${messageTag({ publisher: 'abcdefghijkl', count: i % 8 === 0 ? i - 3 : i })}`
@@ -49,15 +43,15 @@ describe('what a client that comes back costs RedisBroker', function () {
   /** Commands of a kind so far. */
   const calls = async (...names: string[]): Promise<number> => {
     let sum = 0
-    for (const name of names) sum += Number(/calls=(\d+)/.exec(await server.info('commandstats', `cmdstat_${name}`))?.[1] ?? 0)
+    for (const name of names) sum += Number(/calls=(\d+)/.exec(await redis().info('commandstats', `cmdstat_${name}`))?.[1] ?? 0)
     return sum
   }
   /** Bytes that Redis has sent so far. */
-  const sent = async (): Promise<number> => Number(await server.info('stats', 'total_net_output_bytes'))
+  const sent = async (): Promise<number> => Number(await redis().info('stats', 'total_net_output_bytes'))
 
   it('what lies further back than was read at start is read once for all of them', async () => {
     const ids = await fill(40_000, 40_000)
-    const { broker } = await startedNode(server.options)
+    const { broker } = await startedNode(redis().options)
     const before = await calls('xrange', 'xrevrange')
     const places = Array.from({ length: 8 }, (_, i) => 20_500 + i * 500)
     await Promise.all(
@@ -76,7 +70,7 @@ describe('what a client that comes back costs RedisBroker', function () {
 
   it('an id that was never given costs one entry, and a real one its events, each page once', async () => {
     const ids = await fill(300, 300, 10_000)
-    const { broker } = await startedNode(server.options)
+    const { broker } = await startedNode(redis().options)
     await broker.read(cursor(ids[0]!), 1)
     let before = await sent()
     for (let i = 0; i < 20; i++) expect(await broker.read(cursor(ids[i]!).replace(/.{4}$/, 'zzzz'), 100)).to.equal(undefined)
@@ -89,7 +83,7 @@ describe('what a client that comes back costs RedisBroker', function () {
 
   it('a thousand that were cut at the same place cost as much as one', async () => {
     const ids = await fill(300, 300)
-    const { broker } = await startedNode(server.options)
+    const { broker } = await startedNode(redis().options)
     await broker.read(cursor(ids[0]!), 1)
     const before = await calls('xrange', 'xrevrange')
     const pages = await Promise.all(Array.from({ length: 1_000 }, async () => broker.read(cursor(ids[100]!), 10)))
@@ -104,7 +98,7 @@ describe('what a client that comes back costs RedisBroker', function () {
   ] as const) {
     it(`${count - 1} events of ${bytes} bytes cross the wire from Redis about twice, however few the stream has room for`, async () => {
       const ids = await fill(count, 1_000, bytes)
-      const hub = makeHub({ broker: new RedisBroker({ redis: server.options }), history: { events: 1 } })
+      const hub = makeHub({ broker: new RedisBroker({ redis: redis().options }), history: { events: 1 } })
       await until(() => hub.stats().broker.up)
       const { url } = await serve(koa(sse(), hub.subscriber('a')))
       const [before, callsBefore] = [await sent(), await calls('xrange', 'xrevrange')]
@@ -116,14 +110,14 @@ describe('what a client that comes back costs RedisBroker', function () {
   }
 
   it('reads large events by pages that Redis does not refuse: at start, as many as a hub keeps; as they come; and again', async () => {
-    await server.command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 8388608 0 0')
+    await redis().command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 8388608 0 0')
     const [first] = await fill(800, 800, 100_000)
-    const { broker, sink } = await startedNode(server.options)
+    const { broker, sink } = await startedNode(redis().options)
     // Of 80 MB.
     expect(sink.data.length).to.be.within(580, 590)
     expect(sink.data.at(-1)).to.match(/^799x/)
     const { length } = sink.data
-    await server.command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 200, Date.now(), 200, 'x'.repeat(100_000))
+    await redis().command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 200, Date.now(), 200, 'x'.repeat(100_000))
     await sink.have(length + 175)
     const page = (await broker.read(cursor(first!), 100))!
     const numbers = page.map(({ event }) => Number.parseInt(String(event.data)))
@@ -134,22 +128,22 @@ describe('what a client that comes back costs RedisBroker', function () {
   })
 
   it('finds pages that a server takes which lets little wait for a client: at start, and of what comes', async () => {
-    await server.command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 1048576 0 0')
+    await redis().command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 1048576 0 0')
     await fill(64, 64, 100_000)
-    const { sink } = await startedNode(server.options)
+    const { sink } = await startedNode(redis().options)
     expect(sink.data.at(-1)).to.match(/^63x/)
     const { length } = sink.data
-    await server.command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 64, Date.now(), 64, 'x'.repeat(100_000))
+    await redis().command('EVAL', FILL.replace('abcdefghijkl', 'mnopqrstuvwx'), 1, KEY, 64, Date.now(), 64, 'x'.repeat(100_000))
     await sink.have(length + 56)
   })
 
   it('what is published is little, and heartbeats are many: it finds what comes behind them, and takes few commands for that', async () => {
-    const { broker, sink } = await startedNode(server.options)
+    const { broker, sink } = await startedNode(redis().options)
     const from = await broker.publish('a', { data: 'before' })
     const beats = `for i = 1, 12000 do redis.call('XADD', KEYS[1], '*', 'm', ARGV[1] .. i, 'c', '', 'd', '', 'k', 'hb') end`
-    await server.command('EVAL', beats, 1, KEY, 'abcdefghijkl.')
+    await redis().command('EVAL', beats, 1, KEY, 'abcdefghijkl.')
     await broker.publish('a', { data: 'next' })
-    await server.command('EVAL', beats, 1, KEY, 'mnopqrstuvwx.')
+    await redis().command('EVAL', beats, 1, KEY, 'mnopqrstuvwx.')
     const id = await broker.publish('a', { data: 'far' })
     await until(() => sink.ids.at(-1) === id)
     const before = await calls('xrange', 'xrevrange')

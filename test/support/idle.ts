@@ -14,3 +14,14 @@ export const idle = (): { source: (signal: AbortSignal) => AsyncGenerator<string
   }
   return { source, released }
 }
+
+/** A source that owes its first item for ever, and tells how often it was given back. */
+export const stuck = (): { source: AsyncIterableIterator<string>; returned: () => number } => {
+  let returned = 0
+  const source: AsyncIterableIterator<string> = {
+    next: () => new Promise(() => {}),
+    return: () => Promise.resolve({ done: true, value: returned++ }),
+    [Symbol.asyncIterator]: () => source,
+  }
+  return { source, returned: () => returned }
+}

@@ -17,6 +17,17 @@ export const needsRedis = (): void => {
   })
 }
 
+/** Gives each test of this `describe` a redis-server of its own; they are pending where there is none. */
+export const eachRedis = (): (() => RedisServer) => {
+  needsRedis()
+  let server: RedisServer
+  beforeEach(async () => {
+    if (hasRedis) server = await RedisServer.start()
+  })
+  afterEach(async () => server?.stop())
+  return () => server
+}
+
 // Below those that kernels hand out by themselves: one that is found free stays so until its server has it. Each run of the tests begins
 // somewhere else, and gives none twice.
 const FIRST_PORT = 12_000
